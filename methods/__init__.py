@@ -1,0 +1,1 @@
+"""First-party unlearning methods, one plugin each."""

@@ -1,0 +1,1 @@
+"""Scenarios: the data, the models and the requests to forget."""
