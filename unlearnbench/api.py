@@ -1,0 +1,376 @@
+"""The contracts: what a scenario, a method, an attack and a metric are.
+
+Four kinds of plugin stand on this file. All are keyword-only dataclasses: fields are hyper-parameters (validated by pydantic from
+YAML), class attributes are facts. The file knows the shapes of the conversation and nothing of any model, data set or formula. What
+each plugin may see is in `views`, whose names are all importable from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, dataclass_transform
+
+from unlearnbench.views import (
+    AttackNeed,
+    AttackView,
+    Audit,
+    Batch,
+    Data,
+    Direction,
+    Intervention,
+    Kind,
+    Member,
+    MethodView,
+    Modality,
+    Need,
+    Plan,
+    ReferenceView,
+    Request,
+    Split,
+    Task,
+    Threat,
+    TrainView,
+    Undeclared,
+    UserError,
+    View,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from unlearnbench.evidence import Evidence
+    from unlearnbench.layers import Inserted
+
+__all__ = [
+    "Attack",
+    "AttackNeed",
+    "AttackView",
+    "Audit",
+    "Bank",
+    "Batch",
+    "Data",
+    "Direction",
+    "InferenceAttack",
+    "Intervention",
+    "Kind",
+    "Member",
+    "Method",
+    "MethodView",
+    "Metric",
+    "Modality",
+    "Need",
+    "Plan",
+    "Plugin",
+    "Reference",
+    "ReferenceView",
+    "Request",
+    "Scenario",
+    "Split",
+    "Stage",
+    "Task",
+    "Threat",
+    "TrainView",
+    "Undeclared",
+    "UserError",
+    "View",
+]
+
+
+@dataclass_transform(kw_only_default=True)
+class Plugin(ABC):
+    """Base of all plugins. A subclass is a keyword-only dataclass (made one here, so that nobody forgets the decorator)."""
+
+    name: ClassVar[str] = ""
+    """The registry's name; filled in by the registry from the entry point when empty."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        dataclass(kw_only=True, frozen=True)(cls)
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """The fields as JSON-able values, in order of declaration."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    def supports(self, scenario: Scenario) -> str | None:
+        """None when this plugin can serve the scenario, else the reason, which becomes the N/A cell's text."""
+        return None
+
+
+class Method(Plugin):
+    """An unlearning method."""
+
+    paper: ClassVar[str] = ""
+    modality: ClassVar[tuple[Modality, ...]] = ("language", "vision")
+    edits_weights: ClassVar[bool] = True
+    """False for a method that only inserts modules: stripped of them, its model must equal the stripped original."""
+    native: ClassVar[bool] = False
+    """True for a method that owns training; its original, oracles and banks are then trained by its own `train`."""
+    inserts: ClassVar[tuple[type[Inserted], ...]] = ()
+    """The module classes this method inserts, so that a saved model can be rebuilt without running code named in a file."""
+    row: ClassVar[Literal["method", "reference", "sanity"]] = "method"
+    """Reference and sanity rows are shown and never ranked."""
+
+    def supports(self, scenario: Scenario) -> str | None:
+        """See `Plugin.supports`; by default checks the modality."""
+        if scenario.modality not in self.modality:
+            return f"works on {' and '.join(self.modality)}, not on {scenario.modality}"
+        return None
+
+    @abstractmethod
+    def unlearn(self, model: nn.Module, view: MethodView, *, seed: int) -> nn.Module:
+        """Forget `view.forget`.
+
+        Args:
+            model: the model that knows the forget set, in eval mode; a private copy that may be changed in place. In a sequence of
+                requests it is what this method returned for the previous one.
+            view: forget and retain data, a validation part, the loss and the recipe.
+            seed: seeds everything random in here.
+
+        Returns:
+            The unlearned model. All its state lives in parameters, buffers and submodules (inserted through `layers.insert`), so
+            that it can be copied, saved, reloaded and stripped.
+        """
+
+    def train(self, view: TrainView, *, seed: int) -> nn.Module:
+        """For native methods: train a model of this mechanism on `view.data`."""
+        raise NotImplementedError(f"{type(self).__name__} declares native = True and must define train()")
+
+
+class Reference(Method):
+    """A row that takes the auditor's view (oracle, mean of oracles, head distillation). Marked, never ranked."""
+
+    row: ClassVar[Literal["method", "reference", "sanity"]] = "reference"
+
+    def unlearn(self, model: nn.Module, view: MethodView, *, seed: int) -> nn.Module:
+        """Not for reference rows: the runner calls `refer`."""
+        raise TypeError(f"{type(self).__name__} is a reference row: it needs the auditor's view, through refer()")
+
+    @abstractmethod
+    def refer(self, model: nn.Module, view: ReferenceView, *, seed: int) -> nn.Module:
+        """The reference model, given the original and the auditor's view."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One point of an attack: the model as it is then, and how its inputs are changed."""
+
+    step: int
+    """The attacker's budget so far (steps, bits, share of the answer): what the curve is drawn over."""
+    model: nn.Module
+    rewrite: Callable[[Any], Any] | None = None
+    """For prompt attacks on language: example -> example with another prompt; identity is kept."""
+    intervention: Intervention | None = None
+
+
+class Attack(Plugin):
+    """An attack that changes the model or its inputs and is then scored by the metrics."""
+
+    paper: ClassVar[str] = ""
+    modality: ClassVar[tuple[Modality, ...]] = ("language", "vision")
+    level: ClassVar[Threat]
+    needs: ClassVar[frozenset[AttackNeed]] = frozenset()
+
+    def supports(self, scenario: Scenario) -> str | None:
+        """See `Plugin.supports`; by default checks the modality."""
+        if scenario.modality not in self.modality:
+            return f"works on {' and '.join(self.modality)}, not on {scenario.modality}"
+        return None
+
+    @abstractmethod
+    def stages(self, model: nn.Module, view: AttackView, *, seed: int) -> Iterator[Stage]:
+        """Attack a private copy of the deployed model, yielding the points to score, from no change to the strongest.
+
+        A yielded model is scored before the iterator is advanced, so it may be changed in place afterwards. An attack of level T5
+        calls `layers.strip` itself.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bank:
+    """The population that a membership attack or a metric asks for."""
+
+    role: Literal["original", "oracle", "shadow", "unlearned", "unlearned_elsewhere"]
+    """shadow: trained without a random part of the training rows; unlearned: this method on this request with other seeds;
+    unlearned_elsewhere: this method on other requests of equal size, so that the audited forget set is still known."""
+    n: int
+
+
+class InferenceAttack(Plugin):
+    """Membership inference: scores examples; the core turns scores into AUC and TPR at a low FPR, once, for all attacks."""
+
+    paper: ClassVar[str] = ""
+    modality: ClassVar[tuple[Modality, ...]] = ("language", "vision")
+    level: ClassVar[Threat] = Threat.T2
+    bank: ClassVar[Bank | None] = None
+
+    def supports(self, scenario: Scenario) -> str | None:
+        """See `Plugin.supports`; by default checks the modality."""
+        if scenario.modality not in self.modality:
+            return f"works on {' and '.join(self.modality)}, not on {scenario.modality}"
+        return None
+
+    @abstractmethod
+    def wants(self, split: str, scenario: Scenario) -> tuple[Need, ...]:
+        """What it reads of a split."""
+
+    @abstractmethod
+    def score(self, evidence: Evidence, split: str, bank: Sequence[Member]) -> NDArray[np.floating[Any]]:
+        """Scores [n] of the split's rows; higher means more likely a member of the training set."""
+
+
+class Metric(Plugin):
+    """A number, or one number per example, read off the evidence. A metric never touches the model."""
+
+    paper: ClassVar[str] = ""
+    level: ClassVar[Threat]
+    direction: ClassVar[Direction]
+    """Whether more of it means that more is known (forget side) or that the model is more useful ("higher"), or less ("lower")."""
+    bounds: ClassVar[tuple[float, float]]
+    side: ClassVar[Literal["forget", "utility", "diagnostic"]]
+    """What it speaks of; the picture draws forgetting against utility."""
+    headline: ClassVar[bool] = False
+    """Meant for the headline: the original must fail it and the oracle pass it on every request with a signal."""
+    curve: ClassVar[bool] = True
+    """Cheap enough for every stage of an attack; otherwise only for the first and the strongest."""
+    bank: ClassVar[Bank | None] = None
+
+    @abstractmethod
+    def wants(self, scenario: Scenario) -> tuple[Need, ...]:
+        """What it reads; its splits are those of `scenario.splits`."""
+
+    @abstractmethod
+    def measure(self, evidence: Evidence, audit: Audit) -> Mapping[str, float] | float:
+        """One value per row identity, or a single value for the whole split.
+
+        A mean over rows must be returned as the per-row values: the core averages, and keeps the clusters for the intervals.
+        """
+
+
+class Scenario(Plugin):
+    """Data, models, training recipe and requests; owns its evidence pass.
+
+    The fields are its settings; two of them are fixed: `request` and `split_seed`, which draws the forget set. A scenario object
+    serves one request; `with_request` gives the same scenario with another.
+    """
+
+    modality: ClassVar[Modality]
+    task: ClassVar[Task]
+    splits: ClassVar[tuple[str, ...]]
+    """Names of the splits that can be scored; always "forget", "retain", "holdout" (never trained on, like forget), and others."""
+
+    request: str
+    split_seed: int = 0
+
+    def with_request(self, request: str) -> Scenario:
+        """The same scenario with another forget set.
+
+        Raises:
+            UserError: the scenario has no such request.
+        """
+        return dataclasses.replace(self, request=request)
+
+    @classmethod
+    @abstractmethod
+    def requests(cls) -> tuple[Request, ...]:
+        """The requests by name, in the order they are shown."""
+
+    def asked(self) -> Request:
+        """This object's request.
+
+        Raises:
+            UserError: the scenario has no such request.
+        """
+        known = {request.name: request for request in self.requests()}
+        if self.request not in known:
+            raise UserError(f"{type(self).__name__} has no request {self.request!r}; it has: {', '.join(known)}")
+        return known[self.request]
+
+    @property
+    @abstractmethod
+    def validation_request(self) -> str:
+        """The request on which hyper-parameters are tuned: other rows, with their own oracle."""
+
+    def at(self, step: int) -> Scenario:
+        """For a sequence of requests: the scenario as it stands at one step (forget: all requests up to it)."""
+        if step:
+            raise UserError(f"request {self.request!r} is no sequence: it has one step")
+        return self
+
+    @abstractmethod
+    def shadow_request(self, index: int) -> Scenario:
+        """The same scenario asked to forget another random set of equal size, disjoint from this one's forget set."""
+
+    @abstractmethod
+    def split(self, name: str) -> Data:
+        """The rows scored under a name of `splits`."""
+
+    @abstractmethod
+    def method_view(self) -> dict[str, Any]:
+        """The fields of `MethodView` that the scenario knows: all but `subset_models` and `progress`."""
+
+    @abstractmethod
+    def attack_parts(self) -> dict[str, Any]:
+        """The data parts of `AttackView` that the scenario knows: forget, forget_part, retain, unrelated.
+
+        `forget_part` is the share of the forget set that the attacker holds, split off by cluster; `judged` names the rows (ids of
+        the split "forget") of the rest.
+        """
+
+    @abstractmethod
+    def judged(self) -> frozenset[str]:
+        """Ids of the rows of "forget" that an attack which holds `forget_part` is judged on."""
+
+    def plan(self, role: str) -> Plan:
+        """What a model of this role is trained on: "original" leaves out nothing, "oracle" the forget set."""
+        left_out = frozenset[str]() if role == "original" else self.forget_rows()
+        return Plan(role=role, rows=left_out)
+
+    @abstractmethod
+    def forget_rows(self) -> frozenset[str]:
+        """The clusters or ids (see `Plan.rows`) of the training rows to forget."""
+
+    @abstractmethod
+    def training_settings(self, plan: Plan) -> dict[str, Any]:
+        """Everything a model trained by this plan depends on but its seed and the code: JSON, used for its key.
+
+        Two requests whose originals see the same data give the same settings, so that they share them.
+        """
+
+    @abstractmethod
+    def build(self, seed: int) -> nn.Module:
+        """An untrained model."""
+
+    @abstractmethod
+    def train(self, plan: Plan, seeds: Sequence[int]) -> list[nn.Module]:
+        """Models trained by the plan, one for each seed; each depends on its own seed alone, whatever the others are."""
+
+    @abstractmethod
+    def train_view(self, plan: Plan) -> TrainView:
+        """The plan as a native method sees it."""
+
+    @abstractmethod
+    def load(self, read: Callable[[nn.Module], None]) -> nn.Module:
+        """A model of this scenario's architecture, its weights filled in by `read`."""
+
+    @abstractmethod
+    def evidence(
+        self,
+        model: nn.Module,
+        needs: frozenset[Need],
+        *,
+        rewrite: Callable[[Any], Any] | None = None,
+        only: frozenset[str] | None = None,
+    ) -> Evidence:
+        """One pass over the splits that `needs` name.
+
+        Args:
+            model: the model to look at, unchanged afterwards; put in eval mode.
+            needs: the union of what metrics and membership attacks want.
+            rewrite: a prompt attack's change of each example.
+            only: restricts the split "forget" to these rows.
+        """

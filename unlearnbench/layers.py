@@ -1,0 +1,181 @@
+"""Inserted modules, conditions, features and stripping, for any causal LM or classifier, also under peft or another wrapper.
+
+A method that changes the computation does it by wrapping a submodule in an `Inserted` module, never by a hook that closes over an
+object: inserted modules are part of the module tree, so that deepcopy, saving, LoRA on top and stripping all work.
+
+A method that steers on the text decides per row, on the prompt alone, before any answer is seen: its `Conditioned` module turns
+prompts into a condition once, and `conditioned` carries that through teacher forcing, key-value cache, beams and returned sequences.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Inserted(nn.Module):
+    """A module that stands in front of `inner` and may change its inputs or outputs.
+
+    Subclasses take `inner` first and JSON-able keyword arguments after it, return the latter from `config`, and define `forward`.
+    Attributes they lack are looked up on `inner`, so that a wrapped decoder layer still answers for what it is.
+    """
+
+    inner: nn.Module
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "inner":
+                raise
+            return getattr(super().__getattr__("inner"), name)
+
+    def config(self) -> dict[str, Any]:
+        """The keyword arguments, JSON-able, that rebuild this module around a fresh `inner`."""
+        return {}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run `inner` unchanged."""
+        return self.inner(*args, **kwargs)
+
+
+class Conditioned(Inserted):
+    """An inserted module that acts on each row by that row's condition."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__(inner)
+        self._rows: Tensor | None = None
+
+    def condition(self, prompts: Sequence[str]) -> Tensor:
+        """One row per prompt [len(prompts), ...]; sees the prompts alone."""
+        raise NotImplementedError(f"{type(self).__name__} must define condition()")
+
+    def rows(self, batch: int) -> Tensor:
+        """The conditions of a batch [batch, ...]; beams and returned sequences repeat each row in place.
+
+        Raises:
+            RuntimeError: outside `conditioned`, or when the batch is no multiple of the prompts.
+        """
+        if self._rows is None:
+            raise RuntimeError(f"{type(self).__name__} decides on the prompt: run the model inside layers.conditioned(model, ...)")
+        if batch % len(self._rows):
+            raise RuntimeError(f"a batch of {batch} rows does not fit the {len(self._rows)} prompts it was conditioned on")
+        return self._rows.repeat_interleave(batch // len(self._rows), dim=0)
+
+
+def insert(model: nn.Module, path: str, module: Inserted) -> None:
+    """Put `module` in the place of the submodule that it wraps.
+
+    Raises:
+        ValueError: `module.inner` is not what stands at `path`.
+    """
+    if model.get_submodule(path) is not module.inner:
+        raise ValueError(f"{type(module).__name__} does not wrap the module at {path!r}")
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent) if parent else model, name, module)
+
+
+def inserted(model: nn.Module) -> list[tuple[str, Inserted]]:
+    """All inserted modules with their paths, outermost first."""
+    return [(path, module) for path, module in model.named_modules() if isinstance(module, Inserted)]
+
+
+def strip(model: nn.Module) -> nn.Module:
+    """The model without inserted modules and adapters; works in place and returns the bare model.
+
+    What T5 attacks. For a model whose weights were edited this changes nothing.
+    """
+    if hasattr(model, "peft_config") and hasattr(model, "unload"):
+        model = model.unload()  # type: ignore[operator]
+    if isinstance(model, Inserted):
+        return strip(model.inner)
+    for name, child in list(model.named_children()):
+        bare = child
+        while isinstance(bare, Inserted):
+            bare = bare.inner
+        if bare is not child:
+            setattr(model, name, bare)
+        strip(bare)
+    return model
+
+
+def condition(model: nn.Module, prompts: Sequence[str]) -> list[Tensor]:
+    """Each conditioned module's rows for these prompts, in module order."""
+    return [module.condition(prompts) for module in model.modules() if isinstance(module, Conditioned)]
+
+
+@contextmanager
+def conditioned(model: nn.Module, prompts: Sequence[str] | list[Tensor]) -> Iterator[None]:
+    """A context inside which every conditioned module acts by these prompts, or by rows made earlier with `condition`.
+
+    Nothing happens for a model without conditioned modules.
+    """
+    modules = [module for module in model.modules() if isinstance(module, Conditioned)]
+    rows = [row for row in prompts if isinstance(row, Tensor)]
+    if not rows:
+        rows = condition(model, [prompt for prompt in prompts if isinstance(prompt, str)])
+    before = [module._rows for module in modules]
+    for module, row in zip(modules, rows, strict=True):
+        module._rows = row
+    try:
+        yield
+    finally:
+        for module, earlier in zip(modules, before, strict=True):
+            module._rows = earlier
+
+
+def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The repeated blocks of a model with their paths: decoder layers of a causal LM, or what a classifier calls `blocks`.
+
+    The longest `nn.ModuleList` (or `nn.Sequential` named `blocks`) is taken; a wrapper or adapter around the model does not matter.
+
+    Raises:
+        ValueError: the model has no such list.
+    """
+    candidates = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) or (isinstance(module, nn.Sequential) and path.rpartition(".")[2] == "blocks")
+    ]
+    if not candidates:
+        raise ValueError(f"{type(model).__name__} has no list of blocks to read features from")
+    path, found = max(candidates, key=lambda item: len(item[1]))
+    return [(f"{path}.{name}", child) for name, child in found.named_children()]
+
+
+@contextmanager
+def captured(model: nn.Module, indices: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """A context that records the output of the given blocks (as deployed: inserted modules included) of the last forward pass."""
+    found = blocks(model)
+    outputs: dict[int, Tensor] = {}
+
+    def record(index: int) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            outputs[index] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    handles = [found[index][1].register_forward_hook(record(index)) for index in indices]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def model_hash(model: nn.Module) -> str:
+    """A hash of all parameters and buffers: names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
