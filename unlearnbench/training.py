@@ -1,0 +1,385 @@
+"""The one training loop, on accelerate: every model of the benchmark, anchors and methods alike, is trained by `fit`.
+
+Knows precision, accumulation, schedules, clipping, activation checkpointing, the batch-norm and dropout policy, seeds,
+and what to do when a loss is not a number. Knows nothing of data sets, tokens or images: the caller gives a loss and
+batches. Everything but the weights (and batch-norm's running statistics) is left as it was found.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from unlearnbench.progress import Meter
+
+T = TypeVar("T")
+
+
+class DivergedError(RuntimeError):
+    """A loss, gradient or weight became NaN or infinite; the message names the training, the step and the value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a model is trained: everything but the data and the loss. Plain values only, so that it can be part of a key.
+
+    Attributes:
+        epochs: Passes over the data.
+        batch_size: Rows of one batch; a step of the optimizer sees ``accumulate * batch_size`` rows.
+        lr: The highest learning rate.
+        optimizer: ``adamw`` (decoupled decay), ``adam`` (decay added to the gradient) or ``sgd``.
+        weight_decay: Weight decay of the optimizer.
+        momentum: Momentum of ``sgd``.
+        schedule: Course of the learning rate, see `rate`.
+        warmup: Share of the steps in which the rate rises.
+        clip: Largest allowed norm of the whole gradient, or `None`.
+        accumulate: Batches per step of the optimizer.
+        precision: ``bf16`` computes the loss under autocast; weights stay in their own type.
+        checkpointing: Recompute activations in the backward pass (transformers models).
+        batch_norm: ``frozen`` uses the running statistics and leaves them untouched.
+        dropout: `False` turns off every layer's training behaviour but that of batch-norm.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    schedule: Literal["constant", "linear", "cosine", "onecycle"] = "constant"
+    warmup: float = 0.0
+    clip: float | None = None
+    accumulate: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpointing: bool = False
+    batch_norm: Literal["train", "frozen"] = "train"
+    dropout: bool = True
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if get_origin(field.type) is Literal and value not in get_args(field.type):
+                raise ValueError(f"{field.name} is {value!r}; allowed: {', '.join(get_args(field.type))}")
+        for name in ("epochs", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        for name in ("lr", "weight_decay", "momentum"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: finite, 0 or more")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup is {self.warmup}; allowed: a share of the steps, 0 to 1")
+        if self.schedule == "onecycle" and not 0 < self.warmup < 1:
+            raise ValueError(f"warmup is {self.warmup}; the schedule onecycle needs it above 0 and below 1")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum is {self.momentum}; only sgd has one, not {self.optimizer}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip is {self.clip}; allowed: above 0, or none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitReport:
+    """What a training took: steps of the optimizer, rows passed forward, and the loss of its last step."""
+
+    steps: int
+    samples: int
+    final_loss: float
+
+
+def batches(n: int, batch_size: int, *, seed: int, epoch: int) -> Iterator[Tensor]:
+    """One epoch's order of `n` rows, in batches: the only place where rows are shuffled for training.
+
+    Args:
+        n: Number of rows.
+        batch_size: Rows per batch; the last batch holds what is left.
+        seed: Seed of the training, 0 or more.
+        epoch: Number of the epoch, from 0; each has its own order.
+
+    Yields:
+        Row numbers, int64 ``[batch_size]``.
+    """
+    # SeedSequence mixes both numbers: seed 1's epoch 0 must not be seed 0's epoch 1.
+    state = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(state))
+    yield from torch.split(order, batch_size)
+
+
+def step_count(n: int, recipe: Recipe) -> int:
+    """Steps of the optimizer that `recipe` makes over `n` rows; the last step of an epoch may be a short one.
+
+    >>> step_count(100, Recipe(epochs=3, batch_size=32, lr=1.0))
+    12
+    >>> step_count(100, Recipe(epochs=3, batch_size=32, lr=1.0, accumulate=3))
+    6
+    """
+    return recipe.epochs * math.ceil(math.ceil(n / recipe.batch_size) / recipe.accumulate)
+
+
+def rate(recipe: Recipe, step: int, total_steps: int) -> float:
+    """The learning rate of one step.
+
+    ``constant``, ``linear`` and ``cosine`` rise linearly from 0 over the first ``ceil(warmup * total_steps)`` steps,
+    then stay, or fall to 0 (as in transformers); ``onecycle`` rises from lr/25 and falls to lr/250000 along cosines
+    (Smith and Topin 2017, arXiv:1708.07120, as in torch's OneCycleLR).
+
+    Args:
+        recipe: Gives ``lr``, ``schedule`` and ``warmup``.
+        step: Number of the step, from 0 to ``total_steps - 1``.
+        total_steps: Steps of the whole training.
+
+    Returns:
+        The rate; at step ``total_steps`` a decaying one would have reached its end.
+
+    >>> [rate(Recipe(epochs=1, batch_size=1, lr=1.0, schedule="linear", warmup=0.2), i, 10) for i in (0, 1, 2, 6)]
+    [0.0, 0.5, 1.0, 0.5]
+    """
+    if recipe.schedule == "onecycle":
+        low, peak = recipe.lr / 25, recipe.warmup * total_steps - 1
+        if step <= peak and peak > 0:
+            return _along_cosine(low, recipe.lr, step / peak)
+        peak = max(peak, 0.0)
+        return _along_cosine(recipe.lr, low / 1e4, (step - peak) / max(total_steps - 1 - peak, 1e-9))
+    rising = math.ceil(recipe.warmup * total_steps)
+    if step < rising:
+        return recipe.lr * step / rising
+    done = (step - rising) / max(total_steps - rising, 1)
+    match recipe.schedule:
+        case "constant":
+            return recipe.lr
+        case "linear":
+            return recipe.lr * (1 - done)
+        case "cosine":
+            return _along_cosine(recipe.lr, 0.0, done)
+
+
+def _along_cosine(start: float, end: float, done: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * done))
+
+
+def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """A fresh optimizer of `recipe` over `parameters`, torch's fused one (for small models the fastest)."""
+    match recipe.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        case "adam":
+            return torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        case "sgd":
+            return torch.optim.SGD(
+                parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum, fused=True
+            )
+
+
+def rows(batch: Any) -> int:
+    """Rows of a batch: of a tensor, of the first tensor in a mapping or sequence, or the `len` of anything else."""
+    if isinstance(batch, Mapping):
+        batch = next(iter(batch.values()))
+    elif isinstance(batch, tuple | list) and isinstance(batch[0], Tensor):
+        batch = batch[0]
+    return len(batch)
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable[[nn.Module, T], Tensor],
+    steps: Callable[[int], Iterable[T]],
+    recipe: Recipe,
+    *,
+    seed: int,
+    total_steps: int,
+    parameters: Iterable[nn.Parameter] | None = None,
+    weigh: Callable[[T], float] = rows,
+    on_step: Callable[[int, nn.Module], None] | None = None,
+    label: str = "training",
+) -> FitReport:
+    """Train `model` in place, on the device it lies on.
+
+    Afterwards only the trained weights and batch-norm's running statistics differ: train/eval modes, ``requires_grad``,
+    the global random state and accelerate's are as they were; gradients are cleared.
+
+    Args:
+        model: The model, or a part of it that `loss` knows how to use.
+        loss: ``loss(model, batch)``, the scalar to minimise, a mean over what `weigh` counts.
+        steps: ``steps(epoch)``, the batches of one epoch from 0 on (usually by way of `batches`). Tensors in them are
+            moved to the model's device.
+        recipe: How to train.
+        seed: Seeds torch's global generators (dropout, noise drawn in `loss`) inside the call.
+        total_steps: Steps of the optimizer: the schedule's length, at which training ends (see `step_count`).
+        parameters: What to train, all else is held fixed; by default what has ``requires_grad``.
+        weigh: Weight of a batch's loss among those of one accumulated step; by default its number of rows. A loss that
+            is a mean over tokens wants the number of tokens.
+        on_step: Called as ``on_step(steps_done, model)`` after each step.
+        label: Name of the training, for progress and errors.
+
+    Returns:
+        Steps, rows passed forward, and the last step's loss.
+
+    Raises:
+        DivergedError: A loss, the norm of a clipped gradient or a final weight is NaN or infinite; where a loss is, the
+            step is not taken.
+        ValueError: No parameter to train, fewer batches than `total_steps` needs, or a model without checkpointing.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad] if parameters is None else list(parameters)
+    if not trained:
+        raise ValueError(f"{label}: no parameter to train")
+    device = trained[0].device
+    meter = Meter(label, total_steps)
+    done, samples, value = 0, 0, math.nan
+    with ExitStack() as stack:
+        stack.enter_context(_seeded(seed, device))
+        stack.enter_context(_trainable(model, trained))
+        stack.enter_context(_modes(model, recipe))
+        stack.enter_context(_checkpointed(model, recipe))
+        accelerator = stack.enter_context(_accelerator(device, recipe))
+        # Not wrapped by accelerate: at fp32 and bf16 its wrapper does nothing but look for a package at every step.
+        optimizer = make_optimizer(trained, recipe)
+        optimizer.zero_grad()
+        for group in _groups(steps, recipe, total_steps):
+            weights = [weigh(batch) for batch in group]
+            losses = []
+            for batch, weight in zip(group, weights, strict=True):
+                moved = batch if device.type == "cpu" else send_to_device(batch, device)
+                with accelerator.autocast():
+                    part = loss(model, moved)
+                if len(group) > 1:
+                    part = part * (weight / sum(weights))
+                accelerator.backward(part)
+                losses.append(part.detach())
+                samples += rows(batch)
+            value = float(torch.stack(losses).sum()) if len(losses) > 1 else float(losses[0])
+            if not math.isfinite(value):
+                raise DivergedError(f"{label}: the loss of step {done + 1} of {total_steps} is {value}")
+            if recipe.clip is not None:
+                norm = float(accelerator.clip_grad_norm_(trained, recipe.clip))
+                if not math.isfinite(norm):
+                    raise DivergedError(f"{label}: the gradient's norm at step {done + 1} of {total_steps} is {norm}")
+            for settings in optimizer.param_groups:
+                settings["lr"] = rate(recipe, done, total_steps)
+            optimizer.step()
+            optimizer.zero_grad()
+            done += 1
+            meter.update(done)
+            if on_step is not None:
+                on_step(done, model)
+    if done < total_steps:
+        raise ValueError(
+            f"{label}: the batches of {recipe.epochs} epochs gave {done} steps, not the {total_steps} asked"
+        )
+    if not all(bool(torch.isfinite(p).all()) for p in trained):
+        raise DivergedError(f"{label}: weights are NaN or infinite after {done} steps, the last loss was {value}")
+    return FitReport(steps=done, samples=samples, final_loss=value)
+
+
+def _groups(steps: Callable[[int], Iterable[T]], recipe: Recipe, total_steps: int) -> Iterator[list[T]]:
+    """The batches of each step of the optimizer; a step never spans two epochs."""
+    given = 0
+    for epoch in range(recipe.epochs):
+        group: list[T] = []
+        for batch in steps(epoch):
+            if given == total_steps:
+                return
+            group.append(batch)
+            if len(group) == recipe.accumulate:
+                yield group
+                given, group = given + 1, []
+        if group and given < total_steps:
+            yield group
+            given += 1
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators of the CPU and of `device`, and put them back afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _trainable(model: nn.Module, trained: list[nn.Parameter]) -> Iterator[None]:
+    """Let gradients flow to `trained` alone; afterwards put ``requires_grad`` back and clear the gradients."""
+    found = {p: p.requires_grad for p in [*model.parameters(), *trained]}
+    for parameter in found:
+        parameter.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, flag in found.items():
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+
+
+@contextmanager
+def _modes(model: nn.Module, recipe: Recipe) -> Iterator[None]:
+    """Train mode by the recipe's batch-norm and dropout policy; afterwards each module's own mode again."""
+    found = [(module, module.training) for module in model.modules()]
+    # Dropout also lives in functional calls of attention layers, which ask for their own mode: so all modules change.
+    model.train(recipe.dropout)
+    for module, _ in found:
+        if isinstance(module, _BatchNorm):
+            module.training = recipe.batch_norm == "train"
+    try:
+        yield
+    finally:
+        for module, mode in found:
+            module.training = mode
+
+
+@contextmanager
+def _checkpointed(model: nn.Module, recipe: Recipe) -> Iterator[None]:
+    """Let transformers' layers recompute their activations; afterwards take that away again.
+
+    The switches of the layers are set directly: the model's own method would leave a hook on its embeddings behind.
+    """
+    if not recipe.checkpointing:
+        yield
+        return
+    layers = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+    if not layers:
+        raise ValueError(f"checkpointing is true, but {type(model).__name__} has no layer that can recompute")
+    names = ("gradient_checkpointing", "_gradient_checkpointing_func", "training")
+    found = [{name: layer.__dict__[name] for name in names if name in layer.__dict__} for layer in layers]
+    for layer in layers:
+        layer.gradient_checkpointing = True  # type: ignore[assignment]
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+        # A layer recomputes in train mode only; its own flag changes none of the modules inside it.
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer, values in zip(layers, found, strict=True):
+            for name in names:
+                layer.__dict__.pop(name, None)
+            layer.__dict__.update(values)
+
+
+@contextmanager
+def _accelerator(device: torch.device, recipe: Recipe) -> Iterator[Accelerator]:
+    """An accelerator for this device and precision.
+
+    Accelerate keeps both in a process-wide state that cannot be changed once set; it is put aside and back here, so
+    that one process can train on several devices and in several precisions.
+    """
+    shared = [AcceleratorState._shared_state, PartialState._shared_state]
+    found = [dict(state) for state in shared]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        yield Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if recipe.precision == "bf16" else "no")
+    finally:
+        for state, values in zip(shared, found, strict=True):
+            state.clear()
+            state.update(values)
