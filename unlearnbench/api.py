@@ -194,9 +194,9 @@ class Attack(Plugin):
 class Bank:
     """The population that a membership attack or a metric asks for."""
 
-    role: Literal["original", "oracle", "shadow", "unlearned", "unlearned_elsewhere"]
-    """shadow: trained without a random part of the training rows; unlearned: this method on this request with other seeds;
-    unlearned_elsewhere: this method on other requests of equal size, so that the audited forget set is still known."""
+    role: Literal["original", "oracle", "unlearned", "unlearned_elsewhere"]
+    """unlearned: this method on this request with other seeds; unlearned_elsewhere: this method on other requests of equal size
+    (`Scenario.shadow_request`), so that the audited forget set is still known."""
     n: int
 
 
@@ -262,6 +262,9 @@ class Scenario(Plugin):
     task: ClassVar[Task]
     splits: ClassVar[tuple[str, ...]]
     """Names of the splits that can be scored; always "forget", "retain", "holdout" (never trained on, like forget), and others."""
+
+    trained_together: ClassVar[int] = 1
+    """How many models one call of `train` takes: more than one where an ensemble is faster than a loop."""
 
     request: str
     split_seed: int = 0
@@ -346,16 +349,12 @@ class Scenario(Plugin):
         """An untrained model."""
 
     @abstractmethod
-    def train(self, plan: Plan, seeds: Sequence[int]) -> list[nn.Module]:
-        """Models trained by the plan, one for each seed; each depends on its own seed alone, whatever the others are."""
+    def train(self, plans: Sequence[Plan], seeds: Sequence[int]) -> list[nn.Module]:
+        """Trained models, one for each pair of plan and seed; at most `trained_together` pairs are given at a time."""
 
     @abstractmethod
     def train_view(self, plan: Plan) -> TrainView:
         """The plan as a native method sees it."""
-
-    @abstractmethod
-    def load(self, read: Callable[[nn.Module], None]) -> nn.Module:
-        """A model of this scenario's architecture, its weights filled in by `read`."""
 
     @abstractmethod
     def evidence(

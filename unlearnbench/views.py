@@ -106,7 +106,7 @@ class Plan:
     """A training run of the scenario but for its seed: what tells one population of models from another."""
 
     role: str
-    """"original", "oracle", or a name the scenario understands (an earlier stage, "subset")."""
+    """"original", "oracle", "subset", or a name that the scenario understands (an earlier stage)."""
     rows: frozenset[str]
     """Clusters or ids of training rows that are left out; the scenario says which of the two it uses."""
 
