@@ -8,6 +8,7 @@ batches. Everything but the weights (and batch-norm's running statistics) is lef
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -24,6 +25,18 @@ from torch.utils.checkpoint import checkpoint
 from unlearnbench.progress import Meter
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Where models are built and trained, and the precision of the training's forward passes."""
+
+    device: str = "cpu"
+    dtype: Literal["fp32", "bf16"] = "fp32"
+
+
+#: The hardware of this run: scenarios build their models on its device; its dtype overrules a recipe's fp32.
+hardware: ContextVar[Hardware] = ContextVar("hardware", default=Hardware())  # noqa: B039 (frozen)
 
 
 class DivergedError(RuntimeError):
@@ -174,9 +187,7 @@ def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.opti
         case "adam":
             return torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
         case "sgd":
-            return torch.optim.SGD(
-                parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum, fused=True
-            )
+            return torch.optim.SGD(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum, fused=True)
 
 
 def rows(batch: Any) -> int:
@@ -271,9 +282,7 @@ def fit(
             if on_step is not None:
                 on_step(done, model)
     if done < total_steps:
-        raise ValueError(
-            f"{label}: the batches of {recipe.epochs} epochs gave {done} steps, not the {total_steps} asked"
-        )
+        raise ValueError(f"{label}: the batches of {recipe.epochs} epochs gave {done} steps, not the {total_steps} asked")
     if not all(bool(torch.isfinite(p).all()) for p in trained):
         raise DivergedError(f"{label}: weights are NaN or infinite after {done} steps, the last loss was {value}")
     return FitReport(steps=done, samples=samples, final_loss=value)
@@ -377,8 +386,9 @@ def _accelerator(device: torch.device, recipe: Recipe) -> Iterator[Accelerator]:
     shared = [AcceleratorState._shared_state, PartialState._shared_state]
     found = [dict(state) for state in shared]
     AcceleratorState._reset_state(reset_partial_state=True)
+    low = "bf16" in (recipe.precision, hardware.get().dtype)
     try:
-        yield Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if recipe.precision == "bf16" else "no")
+        yield Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if low else "no")
     finally:
         for state, values in zip(shared, found, strict=True):
             state.clear()
