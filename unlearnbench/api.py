@@ -162,6 +162,8 @@ class Stage:
     step: int
     """The attacker's budget so far (steps, bits, share of the answer): what the curve is drawn over."""
     model: nn.Module
+    final: bool = False
+    """True for the attack's last and strongest point, where generation is scored too."""
     rewrite: Callable[[Any], Any] | None = None
     """For prompt attacks on language: example -> example with another prompt; identity is kept."""
     intervention: Intervention | None = None

@@ -87,6 +87,11 @@ class Evidence:
             raise Missing(f"no {need} in this evidence")
         return self.arrays[need]
 
+    def joined(self, other: Evidence) -> Evidence:
+        """This evidence and another one of the same model and rows, as one."""
+        names = ("ids", "clusters", "token_stats", "texts", "references", "arrays", "labels")
+        return Evidence(**{name: {**getattr(self, name), **getattr(other, name)} for name in names})
+
     def by_row(self, split: str, values: Sequence[float] | Floats) -> dict[str, float]:
         """Per-row values joined to their identities."""
         return {row: float(value) for row, value in zip(self.ids[split], values, strict=True)}
