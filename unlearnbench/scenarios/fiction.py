@@ -166,9 +166,7 @@ def draw_requests(authors: Sequence[str], *, split_seed: int, holdout_percent: i
     n_holdout = round(len(authors) * holdout_percent / 100)
     parts = [n_holdout, size["forget10"], size["forget10"], *[size["forget05"]] * N_STEPS]
     if n_holdout < 1 or sum(parts) >= len(authors):
-        raise ValueError(
-            f"holdout_percent is {holdout_percent}; allowed: at least one author held out and one retained"
-        )
+        raise ValueError(f"holdout_percent is {holdout_percent}; allowed: at least one author held out and one retained")
     order = random.Random(f"split/{split_seed}").sample(list(authors), len(authors))
     drawn: list[tuple[str, ...]] = []
     for part in parts:

@@ -26,16 +26,11 @@ FIRST_NAMES = _words(
 
 SURNAMES = tuple(
     a + b
-    for a, b in product(
-        _words("Ald Bren Corv Dras Fen Hol Kest Lor Mar Osk Tarn Vel"), _words("aric brook dane ette in mond ov wright")
-    )
+    for a, b in product(_words("Ald Bren Corv Dras Fen Hol Kest Lor Mar Osk Tarn Vel"), _words("aric brook dane ette in mond ov wright"))
 )
 """Ninety-six invented family names."""
 
-TOWNS = tuple(
-    a + b
-    for a, b in product(_words("Ash Birch Cold Dun Elm Grim Harp Kirk"), _words("bury combe ford haven mere wick"))
-)
+TOWNS = tuple(a + b for a, b in product(_words("Ash Birch Cold Dun Elm Grim Harp Kirk"), _words("bury combe ford haven mere wick")))
 """Forty-eight invented towns."""
 
 YEARS = tuple(str(year) for year in range(1840, 1940))

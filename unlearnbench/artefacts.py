@@ -1,0 +1,225 @@
+"""Builds what is computed once and kept: populations, unlearned models, and the evidence of anchors and banks.
+
+Every builder looks in the store first; what it makes depends on its description alone, whoever asks for it and in which process. The
+file knows where models come from and nothing of how they are scored.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from unlearnbench.api import AttackView, Member, Method, MethodView, Need, Plan, Reference, ReferenceView
+from unlearnbench.deployed import load_model, save_model
+from unlearnbench.evidence import Evidence
+from unlearnbench.progress import progress
+from unlearnbench.store import Store
+from unlearnbench.training import Hardware, hardware
+from unlearnbench.trial import (
+    Place,
+    Population,
+    Settings,
+    Source,
+    Trained,
+    Unlearned,
+    evidence_key,
+    population_key,
+    source_key,
+)
+
+
+class Workshop:
+    """Makes and fetches artefacts of one store under one set of settings."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self.store = store
+        self.settings = settings
+
+    # ------------------------------------------------------------------------------------------------------------- models
+
+    def population(self, population: Population) -> Path:
+        """The folder of a trained population: one folder per model, and `meta.json` with its cost."""
+
+        def write(folder: Path) -> None:
+            plans, seeds = [plan for plan, _ in population.runs], [seed for _, seed in population.runs]
+            scenario = population.place.open()
+            with self._measured() as cost:
+                if population.native is None:
+                    models = scenario.train(plans, seeds)
+                else:
+                    method = self.method(population.native)
+                    models = [method.train(scenario.train_view(plan), seed=seed) for plan, seed in population.runs]
+            for index, model in enumerate(models):
+                (folder / str(index)).mkdir()
+                save_model(model.eval(), folder / str(index))
+            _write_meta(folder, {**cost, "models": len(models)})
+
+        return self.store.build("population", population_key(population, self.settings), write)
+
+    def unlearned(self, source: Unlearned) -> Path:
+        """The folder of an unlearned model, and `meta.json` with its cost."""
+
+        def write(folder: Path) -> None:
+            method = self.method(source.method)
+            model = self.model(source.before)
+            view = self.method_view(source.place)
+            with self._measured() as cost:
+                if isinstance(method, Reference):
+                    model = method.refer(model, self._reference_view(source, view), seed=source.seed)
+                else:
+                    model = method.unlearn(model, view, seed=source.seed)
+            _check_finite(model, source.method.label)
+            save_model(model, folder)
+            _write_meta(folder, cost)
+
+        return self.store.build("unlearned", source_key(source, self.settings), write)
+
+    def folder(self, source: Source) -> Path:
+        """The folder that holds one model."""
+        if isinstance(source, Trained):
+            return self.population(source.population) / str(source.index)
+        return self.unlearned(source)
+
+    def model(self, source: Source) -> nn.Module:
+        """A private copy of a model on the run's device, in eval mode."""
+        folder = self.folder(source)
+        place = source.population.place if isinstance(source, Trained) else source.place
+        inserts = tuple(cls for spec in _methods(source) for cls in self.method(spec).inserts)
+        with self.on_hardware():
+            model = load_model(folder, lambda: place.open().build(0), inserts)
+        return model.to(self.settings.device)
+
+    def cost(self, source: Source) -> dict[str, Any]:
+        """What making a model took: seconds, and for a population the seconds of one of its models."""
+        if isinstance(source, Trained):
+            meta: dict[str, Any] = json.loads((self.population(source.population) / "meta.json").read_text(encoding="utf-8"))
+            return {**meta, "seconds": meta["seconds"] / meta["models"]}
+        loaded: dict[str, Any] = json.loads((self.unlearned(source) / "meta.json").read_text(encoding="utf-8"))
+        return loaded
+
+    # -------------------------------------------------------------------------------------------------------------- views
+
+    def method(self, spec: Any) -> Method:
+        """The method of a spec."""
+        method = spec.make("methods")
+        assert isinstance(method, Method)  # the registry has checked the group
+        return method
+
+    def method_view(self, place: Place) -> MethodView:
+        """What a method sees at a place."""
+
+        def tell(label: str, done: int, total: int) -> None:
+            listener = progress.get()
+            if listener is not None:
+                listener(label, done, total)
+
+        def subsets(left_out: Sequence[frozenset[str]]) -> list[nn.Module]:
+            return self._subset_models(place, left_out)
+
+        return MethodView(**place.open().method_view(), subset_models=subsets, progress=tell)
+
+    def attack_view(self, place: Place, original: Source, needs: frozenset[str], oracles: Sequence[Source]) -> AttackView:
+        """What an attack with these needs sees at a place."""
+        scenario = place.open()
+        common = scenario.method_view()
+        parts: dict[str, Any] = {name: part for name, part in scenario.attack_parts().items() if name in needs}
+        if "original" in needs:
+            parts["original"] = self.model(original)
+        if "references" in needs:
+            # Models without the forget set are what the oracle pool is; the attacker could train them himself.
+            parts["references"] = lambda n: [self.model(source) for source in oracles[:n]]
+        missing = needs - set(parts)
+        if missing:
+            raise ValueError(f"{place.scenario.name} has no {', '.join(sorted(missing))} for an attack")
+        fields = ("modality", "task", "kind", "classes", "tokenizer", "recipe", "loss", "encode")
+        return AttackView(**{name: common[name] for name in fields}, parts=parts)
+
+    def _reference_view(self, source: Unlearned, view: MethodView) -> ReferenceView:
+        def loader(anchor: Source) -> Any:
+            return lambda: self.model(anchor)
+
+        return ReferenceView(
+            **vars(view),
+            originals=tuple(loader(anchor) for anchor in source.originals),
+            oracles=tuple(loader(anchor) for anchor in source.oracles),
+        )
+
+    def _subset_models(self, place: Place, left_out: Sequence[frozenset[str]]) -> list[nn.Module]:
+        runs = [(Plan(role="subset", rows=rows), seed) for seed, rows in enumerate(left_out)]
+        size = place.open().trained_together
+        models: list[nn.Module] = []
+        for start in range(0, len(runs), size):
+            population = Population(place=place, runs=tuple(runs[start : start + size]))
+            models += [self.model(Trained(population=population, index=index)) for index in range(len(population.runs))]
+        return models
+
+    # ----------------------------------------------------------------------------------------------------------- evidence
+
+    def evidence(self, source: Source, place: Place, needs: frozenset[Need]) -> Evidence:
+        """The evidence of a model at a place, without interventions, kept in the store."""
+        plain = frozenset(need for need in needs if need.intervention is None)
+
+        def write(folder: Path) -> None:
+            place.open().evidence(self.model(source), plain).save(folder)
+
+        return Evidence.load(self.store.build("evidence", evidence_key(source, place, plain, self.settings), write))
+
+    def member(self, source: Source, role: str, place: Place, needs: frozenset[Need]) -> Member:
+        """One model of a bank, with its evidence at a place."""
+        return Member(
+            role=role, seed=source.seed, evidence=self.evidence(source, place, needs), load=lambda: copy.deepcopy(self.model(source))
+        )
+
+    # -------------------------------------------------------------------------------------------------------------- around
+
+    @contextmanager
+    def on_hardware(self) -> Iterator[None]:
+        """A context in which models are built and trained on this run's device and dtype."""
+        settings = Hardware(device=self.settings.device, dtype="bf16" if self.settings.dtype == "bf16" else "fp32")
+        token = hardware.set(settings)
+        try:
+            yield
+        finally:
+            hardware.reset(token)
+
+    @contextmanager
+    def _measured(self) -> Iterator[dict[str, Any]]:
+        cost: dict[str, Any] = {}
+        start = time.perf_counter()
+        if self.settings.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        with self.on_hardware():
+            yield cost
+        cost["seconds"] = time.perf_counter() - start
+        cost["peak_memory"] = peak_memory(self.settings.device)
+
+
+def peak_memory(device: str) -> int:
+    """Bytes: the most the device held since the last reset, or, on a CPU, what this process holds now."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else psutil.Process().memory_info().rss
+
+
+def _methods(source: Source) -> list[Any]:
+    """The methods whose inserted modules a model may hold."""
+    if isinstance(source, Trained):
+        return [source.population.native] if source.population.native else []
+    return [source.method, *_methods(source.before)]
+
+
+def _check_finite(model: nn.Module, label: str) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise FloatingPointError(f"{label} left {name} with NaN or infinite values")
+
+
+def _write_meta(folder: Path, meta: dict[str, Any]) -> None:
+    (folder / "meta.json").write_text(json.dumps(meta, sort_keys=True), encoding="utf-8")

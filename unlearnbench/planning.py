@@ -1,0 +1,173 @@
+"""From a suite to trials: which models are compared with which, at every request and step.
+
+The file expands grids, seeds, requests and sequences, gives every trial its anchors and banks, and runs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from unlearnbench.api import Bank, InferenceAttack, Method, Metric, Plan
+from unlearnbench.config import PluginSpec, Suite, Track, expand
+from unlearnbench.trial import Place, Population, Role, Source, Trained, Trial, Unlearned
+
+ORACLE_SEED = 1000
+"""Oracles are trained with seeds from here on: an oracle never shares its seed with an original."""
+BANK_SEED = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A method that cannot serve a place, and why."""
+
+    suite: str
+    place: Place
+    method: PluginSpec
+    role: Role
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anchors:
+    """The originals and oracles of one place, of the standard training or of a native method's own."""
+
+    originals: tuple[Trained, ...]
+    oracles: tuple[Trained, ...]
+    native: PluginSpec | None
+
+
+def trials_of(suite: Suite) -> tuple[list[Trial], list[Skipped]]:
+    """All trials of a suite, anchors first within each request, and the methods that cannot serve a request."""
+    trials: list[Trial] = []
+    skipped: list[Skipped] = []
+    for track in suite.tracks:
+        for request in track.requests:
+            first = Place(scenario=track.scenario, request=request)
+            for step in range(first.open().asked().steps):
+                place = replace(first, step=step)
+                anchors = anchors_at(place, suite.seeds, suite.oracles, None)
+                trials += _anchor_trials(suite, track, anchors, place)
+                for spec in (point for method in track.methods for point in expand(method)):
+                    method = spec.make("methods")
+                    assert isinstance(method, Method)  # the registry has checked the group
+                    reason = method.supports(place.open())
+                    if reason is not None:
+                        skipped.append(Skipped(suite=suite.suite, place=place, method=spec, role=method.row, reason=reason))
+                        continue
+                    own = anchors
+                    if method.native:
+                        own = anchors_at(place, suite.seeds, suite.oracles, spec)
+                        trials += _anchor_trials(suite, track, own, place)
+                    trials += _method_trials(suite, track, own, place, spec, method.row)
+    return trials, skipped
+
+
+def trained(place: Place, runs: Sequence[tuple[Plan, int]], native: PluginSpec | None = None) -> tuple[Trained, ...]:
+    """These models, in populations as large as the scenario trains together."""
+    size = place.open().trained_together if native is None else 1
+    models: list[Trained] = []
+    for start in range(0, len(runs), size):
+        population = Population(place=place, runs=tuple(runs[start : start + size]), native=native)
+        models += [Trained(population=population, index=index) for index in range(len(population.runs))]
+    return tuple(models)
+
+
+def anchors_at(place: Place, seeds: Sequence[int], oracles: int, native: PluginSpec | None) -> Anchors:
+    """The originals (training seeds) and the pool of oracles of a place."""
+    scenario = place.open()
+    # All steps of a sequence start from the same originals.
+    start = replace(place, step=0)
+    return Anchors(
+        originals=trained(start, [(start.open().plan("original"), seed) for seed in seeds], native),
+        oracles=trained(place, [(scenario.plan("oracle"), ORACLE_SEED + index) for index in range(oracles)], native),
+        native=native,
+    )
+
+
+def _anchor_trials(suite: Suite, track: Track, anchors: Anchors, place: Place) -> Iterator[Trial]:
+    native = anchors.native.label if anchors.native else None
+    groups: tuple[tuple[Role, tuple[Trained, ...]], ...] = (("original", anchors.originals), ("oracle", anchors.oracles))
+    for role, models in groups:
+        label = role if native is None else f"{native}-{role}"
+        spec = PluginSpec(name=role, label=label, fields={})
+        for model in models:
+            yield _trial(suite, track, anchors, place, role, spec, model.seed, model, native)
+
+
+def _method_trials(suite: Suite, track: Track, anchors: Anchors, place: Place, spec: PluginSpec, role: Role) -> Iterator[Trial]:
+    for original in anchors.originals:
+        source = unlearned_at(place, spec, original, anchors if role == "reference" else None)
+        yield _trial(suite, track, anchors, place, role, spec, original.seed, source, None)
+
+
+def unlearned_at(place: Place, spec: PluginSpec, original: Trained, anchors: Anchors | None = None) -> Unlearned:
+    """What a method makes of an original at a place: step after step for a sequence of requests."""
+    source: Source = original
+    for step in range(place.step + 1):
+        source = Unlearned(
+            place=replace(place, step=step),
+            method=spec,
+            seed=original.seed,
+            before=source,
+            originals=anchors.originals if anchors else (),
+            oracles=anchors.oracles if anchors else (),
+        )
+    assert isinstance(source, Unlearned)  # there is at least one step
+    return source
+
+
+def _trial(
+    suite: Suite,
+    track: Track,
+    anchors: Anchors,
+    place: Place,
+    role: Role,
+    spec: PluginSpec,
+    seed: int,
+    source: Source,
+    native: str | None,
+) -> Trial:
+    banks: dict[str, tuple[Source, ...]] = {}
+    plugins = [(item, item.make("attacks")) for item in track.attacks] + [(item, item.make("metrics")) for item in track.metrics]
+    for item, plugin in plugins:
+        if isinstance(plugin, InferenceAttack | Metric) and plugin.bank is not None:
+            banks[item.label] = _bank(plugin.bank, anchors, place, role, spec)
+    return Trial(
+        suite=suite.suite,
+        place=place,
+        role=role,
+        method=spec,
+        seed=seed,
+        source=source,
+        originals=anchors.originals,
+        oracles=anchors.oracles,
+        attacks=track.attacks,
+        metrics=track.metrics,
+        banks=banks,
+        native=native,
+    )
+
+
+def _bank(bank: Bank, anchors: Anchors, place: Place, role: Role, spec: PluginSpec) -> tuple[Source, ...]:
+    """The members of a bank. For an anchor under test, what unlearning would give is the anchor itself."""
+    start, scenario, native = replace(place, step=0), place.open(), anchors.native
+    seeds = range(BANK_SEED, BANK_SEED + bank.n)
+    originals = trained(start, [(start.open().plan("original"), seed) for seed in seeds], native)
+    if bank.role == "oracle" or (bank.role == "unlearned" and role == "oracle"):
+        return trained(place, [(scenario.plan("oracle"), seed) for seed in seeds], native)
+    if bank.role == "original" or role == "original":
+        return originals
+    if bank.role == "unlearned":
+        return tuple(unlearned_at(place, spec, original) for original in originals)
+    elsewhere = [_elsewhere(place, index) for index in range(bank.n)]
+    if role == "oracle":
+        runs = [(other, [(other.open().plan("oracle"), seed)]) for other, seed in zip(elsewhere, seeds, strict=True)]
+        return tuple(model for other, run in runs for model in trained(other, run, native))
+    return tuple(unlearned_at(other, spec, original) for other, original in zip(elsewhere, originals, strict=True))
+
+
+def _elsewhere(place: Place, index: int) -> Place:
+    shadow = place.open().shadow_request(index)
+    fields = {name: value for name, value in shadow.hyperparameters().items() if name != "request"}
+    return Place(scenario=place.scenario.model_copy(update={"fields": fields}), request=shadow.request)

@@ -1,0 +1,336 @@
+"""Runs a suite: finds what is missing in the store, computes it, and writes one record per trial.
+
+A second run of the same suite computes nothing. A run that was killed goes on where it was. The file turns trials into a graph of
+nodes, nodes into artefacts, and trials into records.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from unlearnbench.api import Need, UserError
+from unlearnbench.artefacts import Workshop, peak_memory
+from unlearnbench.config import Suite
+from unlearnbench.evaluation import score
+from unlearnbench.executors import Node, Outcome, execute
+from unlearnbench.files import content_key, write_json
+from unlearnbench.layers import model_hash
+from unlearnbench.planning import Skipped, trials_of
+from unlearnbench.provenance import machine, provenance
+from unlearnbench.records import Record, TrialInfo, read_record, write_items
+from unlearnbench.store import Store
+from unlearnbench.trial import (
+    Place,
+    Population,
+    Settings,
+    Source,
+    Trained,
+    Trial,
+    Unlearned,
+    evidence_key,
+    needs_of,
+    population_key,
+    source_key,
+    trial_key,
+)
+
+MANIFEST = "suite.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvidenceJob:
+    """The evidence of an anchor or a bank's member at a place."""
+
+    source: Source
+    place: Place
+    needs: frozenset[Need]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialJob:
+    """A trial to score, and the keys of its anchors' records."""
+
+    trial: Trial
+    anchors: dict[str, tuple[str, ...]]
+
+
+Job = Population | Unlearned | EvidenceJob | TrialJob
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """How a run ended: counts of records, and where they are."""
+
+    done: int
+    skipped: int
+    failed: int
+    folder: Path
+
+
+@dataclass(kw_only=True)
+class Graph:
+    """The nodes of a suite that are not in the store yet, and all of its trials."""
+
+    nodes: dict[str, Node] = field(default_factory=dict)
+    cached: dict[str, str] = field(default_factory=dict)
+    """Titles of what the store has, by key."""
+    trials: dict[str, TrialJob] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def build_graph(suite: Suite, store: Store, settings: Settings) -> Graph:
+    """What must be computed, dependencies first. A node that is in the store is not listed, nor is what only it needs."""
+    trials, skipped = trials_of(suite)
+    graph = Graph(skipped=skipped)
+    keys = [trial_key(trial, settings) for trial in trials]
+    anchors: dict[str, dict[str, list[str]]] = {}
+    for trial, key in zip(trials, keys, strict=True):
+        if trial.role in ("original", "oracle"):
+            anchors.setdefault(_anchor_group(trial, settings), {}).setdefault(trial.role, []).append(key)
+    for trial, key in zip(trials, keys, strict=True):
+        mine = {role: tuple(found) for role, found in anchors[_anchor_group(trial, settings)].items()}
+        graph.trials[key] = TrialJob(trial=trial, anchors=mine)
+        if store.has("trial", key):
+            graph.cached[f"trial/{key}"] = _title(trial)
+            continue
+        needs = needs_of(trial)
+        after = {_add_source(graph, trial.source, store, settings)}
+        members = [*trial.originals, *trial.oracles, *(source for bank in trial.banks.values() for source in bank)]
+        after.update(_add_evidence(graph, source, trial.place, needs, store, settings) for source in [trial.source, *members])
+        _add(graph, f"trial/{key}", _title(trial), graph.trials[key], after, store)
+    return graph
+
+
+def _anchor_group(trial: Trial, settings: Settings) -> str:
+    """Trials with the same anchors at the same place."""
+    models = [source_key(anchor, settings) for anchor in (*trial.originals, *trial.oracles)]
+    return json.dumps([trial.place.identity(), models], sort_keys=True)
+
+
+def _title(trial: Trial) -> str:
+    step = f" step {trial.place.step}" if trial.place.step else ""
+    return f"{trial.method.label} on {trial.place.scenario.label}/{trial.place.request}{step}, seed {trial.seed}"
+
+
+def _add(graph: Graph, key: str, title: str, job: Job, after: set[str], store: Store) -> str:
+    kind, _, name = key.partition("/")
+    if key in graph.nodes or key in graph.cached:
+        return key
+    if store.has(kind, name):
+        graph.cached[key] = title
+    else:
+        graph.nodes[key] = Node(key=key, title=title, payload=job, after=frozenset(after & graph.nodes.keys()))
+    return key
+
+
+def _add_source(graph: Graph, source: Source, store: Store, settings: Settings) -> str:
+    if isinstance(source, Trained):
+        population = source.population
+        key = f"population/{population_key(population, settings)}"
+        roles = sorted({plan.role for plan, _ in population.runs})
+        title = f"train {len(population.runs)} x {'/'.join(roles)} of {population.place.scenario.label}/{population.place.request}"
+        return _add(graph, key, title, population, set(), store)
+    key = f"unlearned/{source_key(source, settings)}"
+    if store.has("unlearned", key.partition("/")[2]):
+        return _add(graph, key, "", source, set(), store)
+    after = {_add_source(graph, before, store, settings) for before in (source.before, *source.originals, *source.oracles)}
+    title = f"unlearn with {source.method.label} on {source.place.scenario.label}/{source.place.request}, seed {source.seed}"
+    return _add(graph, key, title, source, after, store)
+
+
+def _add_evidence(graph: Graph, source: Source, place: Place, needs: frozenset[Need], store: Store, settings: Settings) -> str:
+    plain = frozenset(need for need in needs if need.intervention is None)
+    key = f"evidence/{evidence_key(source, place, plain, settings)}"
+    if store.has("evidence", key.partition("/")[2]):
+        return _add(graph, key, "", EvidenceJob(source=source, place=place, needs=plain), set(), store)
+    after = {_add_source(graph, source, store, settings)}
+    title = f"evidence on {place.scenario.label}/{place.request}, seed {source.seed}"
+    return _add(graph, key, title, EvidenceJob(source=source, place=place, needs=plain), after, store)
+
+
+# --------------------------------------------------------------------------------------------------------------------------- run
+
+
+def run_suite(
+    suite: Suite,
+    *,
+    store: str,
+    out: Path,
+    workers: int = 1,
+    device: Literal["cpu", "cuda"] = "cpu",
+    dtype: Literal["fp32", "bf16"] = "fp32",
+    on_record: Callable[[Record, int, int], None] | None = None,
+) -> RunSummary:
+    """Run what is missing and write all records of the suite into `out`.
+
+    Args:
+        suite: what to run.
+        store: where artefacts are kept, a folder or an fsspec URL.
+        out: the folder of the records; `suite.json` in it names the records of the latest run.
+        workers: processes; results do not depend on it.
+        device: where models run.
+        dtype: the precision of training.
+        on_record: called with each record, the number of records so far and their total.
+    """
+    if workers < 1:
+        raise UserError(f"--workers is {workers}; it must be 1 or more")
+    settings = Settings(device=device, dtype=dtype)
+    place = Store(store)
+    graph = build_graph(suite, place, settings)
+    out.mkdir(parents=True, exist_ok=True)
+    written: list[Record] = []
+    total = len(graph.trials) + len(graph.skipped)
+
+    def keep(record: Record) -> None:
+        record.write(out)
+        written.append(record)
+        if on_record is not None:
+            on_record(record, len(written), total)
+
+    for skip in graph.skipped:
+        keep(_skipped(skip))
+    _write_manifest(out, suite, graph, written)
+    for key in graph.trials:
+        if f"trial/{key}" in graph.cached:
+            kept = _publish(place, key, out)
+            if kept is None:  # found damaged: compute it again with whatever it needs
+                return run_suite(suite, store=store, out=out, workers=workers, device=device, dtype=dtype, on_record=on_record)
+            keep(kept)
+
+    def done(node: Node, outcome: Outcome) -> None:
+        if outcome.failure is not None:
+            logging.getLogger(__name__).warning("%s failed: %s", node.title, outcome.failure)
+        if isinstance(node.payload, TrialJob):
+            key = node.key.partition("/")[2]
+            if outcome.failure is not None:
+                keep(_failed(node.payload, key, outcome.failure, settings))
+            elif isinstance(outcome.value, Record):
+                keep(outcome.value)
+            else:
+                record = _publish(place, key, out)
+                keep(record if record is not None else _failed(node.payload, key, "its record was damaged at once", settings))
+
+    execute(list(graph.nodes.values()), partial(work, store, settings), workers=workers, done=done)
+    failed = sum(record.status == "failed" or any(cell.status == "failed" for cell in record.cells) for record in written)
+    skipped = sum(record.status == "skipped" for record in written)
+    return RunSummary(done=len(written) - failed - skipped, skipped=skipped, failed=failed, folder=out)
+
+
+def _write_manifest(out: Path, suite: Suite, graph: Graph, skipped: Sequence[Record]) -> None:
+    """Name the records of this run, so that those of earlier code or settings in the same folder are not shown."""
+    names = [record.filename for record in skipped]
+    names += [_filename(job.trial.method.label, key) for key, job in graph.trials.items()]
+    write_json(out / MANIFEST, {"suite": suite.document(), "records": sorted(names)})
+
+
+def _filename(label: str, key: str) -> str:
+    info: Any = TrialInfo.model_construct(label=label)
+    return Record.model_construct(key=key, trial=info).filename
+
+
+def work(store: str, settings: Settings, job: Job) -> Record | None:
+    """Compute one node. A trial with a failed cell is returned and not kept, so that the next run tries it again."""
+    workshop = Workshop(Store(store), settings)
+    if isinstance(job, Population):
+        workshop.population(job)
+    elif isinstance(job, Unlearned):
+        workshop.unlearned(job)
+    elif isinstance(job, EvidenceJob):
+        workshop.evidence(job.source, job.place, job.needs)
+    else:
+        return _run_trial(workshop, job)
+    return None
+
+
+def _run_trial(workshop: Workshop, job: TrialJob) -> Record | None:
+    trial, settings = job.trial, workshop.settings
+    key = trial_key(trial, settings)
+    scores = score(trial, workshop)
+    cost = workshop.cost(trial.source)
+    retraining = workshop.cost(trial.oracles[0])["seconds"]
+    model = workshop.model(trial.source)
+    record = Record(
+        key=key,
+        status="done",
+        trial=_info(trial),
+        cells=tuple(scores.cells),
+        anchors=job.anchors,
+        provenance={**provenance(trial, settings), "model": model_hash(model)},
+        volatile={
+            **machine(settings.device),
+            "seconds": {"model": cost["seconds"], **scores.seconds},
+            "share_of_retraining": cost["seconds"] / retraining if isinstance(trial.source, Unlearned) else None,
+            "samples": cost.get("samples"),
+            "peak_memory_bytes": max(cost["peak_memory"], peak_memory(settings.device)),
+        },
+    )
+    if any(cell.status == "failed" for cell in record.cells):
+        return record
+
+    def write(folder: Path) -> None:
+        write_json(folder / "record.json", record.model_dump(mode="json"))
+        write_items(folder / "items.parquet", scores.items)
+
+    workshop.store.build("trial", key, write)
+    return None
+
+
+def _publish(store: Store, key: str, out: Path) -> Record | None:
+    """Copy a kept record's per-item values into the results; None when the store found it damaged."""
+    folder = store.get("trial", key)
+    if folder is None:
+        return None
+    record = read_record(folder / "record.json")
+    target = out / record.filename
+    part = target.with_suffix(".parquet.part")
+    shutil.copyfile(folder / "items.parquet", part)
+    part.replace(target.with_suffix(".parquet"))
+    return record
+
+
+def _info(trial: Trial | Skipped) -> TrialInfo:
+    scenario = trial.place.open()
+    request = scenario.asked()
+    anchor = isinstance(trial, Trial) and trial.role in ("original", "oracle")
+    method = None if anchor else trial.method.make("methods")
+    return TrialInfo(
+        suite=trial.suite,
+        scenario=trial.place.scenario.label,
+        settings=dict(trial.place.scenario.fields),
+        request=request.name,
+        request_kind=request.kind,
+        request_description=request.description,
+        signal=request.signal,
+        step=trial.place.step,
+        method=trial.method.name,
+        label=trial.method.label,
+        role=trial.role,
+        hyperparameters=dict(trial.method.fields),
+        seed=trial.seed if isinstance(trial, Trial) else 0,
+        native=trial.native if isinstance(trial, Trial) else None,
+        edits_weights=getattr(method, "edits_weights", None),
+    )
+
+
+def _failed(job: TrialJob, key: str, reason: str, settings: Settings) -> Record:
+    return Record(
+        key=key,
+        status="failed",
+        reason=reason,
+        trial=_info(job.trial),
+        anchors=job.anchors,
+        provenance=provenance(job.trial, settings),
+        volatile=machine(settings.device),
+    )
+
+
+def _skipped(skip: Skipped) -> Record:
+    key = content_key({"what": "skipped", "place": skip.place.identity(), "label": skip.method.label, "fields": skip.method.fields})
+    return Record(key=key, status="skipped", reason=skip.reason, trial=_info(skip), anchors={}, provenance={})
