@@ -77,9 +77,8 @@ def test_write_json_on_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), OSError(errno.EDQUOT, "Quota"), RuntimeError("x (os error 28)")])
 def test_every_kind_of_full_disk_names_the_outermost_folder(error: Exception) -> None:
-    with pytest.raises(StoreError, match="no room to write in outer: ") as caught, explained(Path("outer")):
-        with explained(Path("inner")):
-            raise error
+    with pytest.raises(StoreError, match="no room to write in outer: ") as caught, explained(Path("outer")), explained(Path("inner")):
+        raise error
     assert caught.value.__cause__ is error
 
 
