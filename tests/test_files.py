@@ -54,7 +54,9 @@ def test_write_json_is_sorted_readable_and_replaces(tmp_path: Path) -> None:
     path = tmp_path / "new" / "x.json"
     write_json(path, {"b": None, "a": ["é"]})
     assert path.read_text(encoding="utf-8") == '{\n  "a": [\n    "é"\n  ],\n  "b": null\n}\n'
-    write_json(str(path), [1])
+    with path.open() as reader:
+        write_json(str(path), [1])
+        assert json.load(reader) == {"a": ["é"], "b": None}, "who has opened the old file reads the old one"
     assert json.loads(path.read_text()) == [1]
     assert [file.name for file in path.parent.iterdir()] == ["x.json"]
 

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import pytest
+import torch
 
 from unlearnbench.store import Store, StoreError, save_tensors
 
@@ -210,7 +213,7 @@ def test_a_failing_writer_leaves_nothing(store: Store) -> None:
 # --- kill -9 ---------------------------------------------------------------------------------------------------------
 
 
-def test_kill_at_every_system_call_then_the_same_command_gives_the_same_artefact(tmp_path: Path) -> None:
+def test_kill_at_every_system_call_then_the_same_command_gives_the_same_artefact(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The child kills itself at its n-th file operation, for every n until it gets to the end."""
     good = contents(Store(tmp_path / "good").build("models", KEY, write_weights))
     root, seen_unfinished, moment = tmp_path / "store", 0, 0
@@ -244,6 +247,29 @@ def test_kill_at_every_system_call_then_the_same_command_gives_the_same_artefact
         for folder in (root / "models").glob("*/*"):
             store._remove(folder)
     assert seen_unfinished > 10, "the moments include the middle of writing"
+    assert caplog.records == [], "an unfinished artefact is never taken for a damaged one"
+
+
+def test_everything_is_on_disk_before_the_artefact_appears(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a power cut would need: every file and folder synced, then the rename, then the folders above it."""
+    log: list[str] = []
+
+    def sync(handle: int) -> None:
+        log.append(os.readlink(f"/proc/self/fd/{handle}"))
+
+    def rename(source: Path, target: Path) -> None:
+        log.append("rename")
+        os.replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "rename", rename)
+    folder = store.build("models", KEY, write_weights)
+    before, after = log[: log.index("rename")], log[log.index("rename") + 1 :]
+    staged = next(path for path in before if path.endswith("/model.safetensors")).removesuffix("/model.safetensors")
+    synced = {path.removeprefix(staged) for path in before if not path.endswith(".tmp")}
+    assert synced == {"", "/nested", "/nested/config.json", "/model.safetensors"}
+    assert any("/.manifest.json." in path for path in before), "synced under its temporary name"
+    assert after == [str(parent) for parent in (folder.parent, store.root / "models", store.root)]
 
 
 def test_a_live_writer_keeps_its_temporary_folder_and_a_killed_one_does_not(store: Store) -> None:
@@ -343,9 +369,7 @@ def fill_file(folder: Path) -> None:
 
 
 def fill_tensors(folder: Path) -> None:
-    import torch
-
-    save_tensors(folder, {"weight": torch.zeros(1 << 18)})
+    save_tensors(folder, {"weight": torch.empty(1 << 18)})  # no arithmetic: a forked child has no OpenMP threads
 
 
 def fill_device(folder: Path) -> None:
@@ -390,16 +414,12 @@ def url(tmp_path: Path) -> str:
 
 
 def remote_files(url: str) -> dict[str, bytes]:
-    import fsspec
-
     files = fsspec.filesystem("memory")
     base = url.removeprefix("memory:/")
     return {path.removeprefix(base + "/"): files.cat_file(path) for path in files.find(base)}
 
 
 def test_remote_roundtrip(url: str, tmp_path: Path) -> None:
-    import shutil
-
     store = Store(url)
     assert store.get("models", KEY) is None
     assert store.keys("models") == []
@@ -416,8 +436,6 @@ def test_remote_roundtrip(url: str, tmp_path: Path) -> None:
 
 
 def test_remote_place_decides_what_exists(url: str) -> None:
-    import fsspec
-
     folder = Store(url).build("models", KEY, write_weights)
     fsspec.filesystem("memory").rm(f"{url}/models/ab/{KEY}/manifest.json")  # as an upload that was killed leaves it
     store = Store(url)
@@ -448,10 +466,6 @@ def test_a_damaged_cached_copy_is_downloaded_again(url: str, caplog: pytest.LogC
 def test_a_damaged_remote_artefact_is_said_removed_and_built_again(
     url: str, tmp_path: Path, damage: str, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import shutil
-
-    import fsspec
-
     files = fsspec.filesystem("memory")
     good = contents(Store(url).build("models", KEY, write_weights))
     shutil.rmtree(tmp_path / "cache")

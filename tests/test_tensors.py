@@ -106,6 +106,7 @@ def test_parts_of_one_storage_that_do_not_overlap_are_separate(tmp_path: Path) -
     ("tensors", "said"),
     [
         ({"a": BASE[:2], "b": BASE[1:]}, "'a' and 'b' overlap in part"),
+        ({"a": BASE[0], "b": BASE.flatten()[1:5]}, "'a' and 'b' overlap in part"),
         ({"a": BASE[:, :3], "b": BASE[:, 2:]}, "'a' and 'b' overlap in part"),
         ({"a": BASE, "b": BASE.view(torch.int32)}, "'a' and 'b' overlap in part"),
         ({"a": BASE.T, "b": BASE[0]}, "'b' and 'a' overlap in part"),

@@ -206,7 +206,6 @@ class Store:
 
     def _remove(self, folder: Path) -> None:
         """Take an artefact away in one step, so that nobody sees half of it."""
-        self._verified.pop(folder, None)
         if folder.exists():
             with self._scratch() as scratch:
                 os.rename(folder, scratch / folder.name)
