@@ -183,9 +183,7 @@ def write_items(path: Path, items: Sequence[tuple[str, str | None, int | None, s
     import pyarrow.parquet as pq
 
     columns = list(zip(*items, strict=True)) or [()] * 6
-    schema = pa.schema(
-        [("metric", pa.string()), ("attack", pa.string()), ("step", pa.int64()), ("row", pa.string()), ("cluster", pa.string())]
-        + [("value", pa.float64())]
-    )
+    types = {"metric": pa.string(), "attack": pa.string(), "step": pa.int64(), "row": pa.string(), "cluster": pa.string()}
+    schema = pa.schema([*types.items(), ("value", pa.float64())])
     arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
     pq.write_table(pa.Table.from_arrays(arrays, schema=schema), path)
