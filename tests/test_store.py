@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import fsspec
 import pytest
 import torch
 
@@ -55,11 +53,6 @@ def forked(work: Callable[[], None]) -> int:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def test_roundtrip_and_layout(store: Store) -> None:
@@ -113,10 +106,10 @@ def truncate(folder: Path) -> None:
         file.truncate(100)
 
 
-def flip(folder: Path, name: str = "model.safetensors") -> None:
-    data = bytearray((folder / name).read_bytes())
+def flip(folder: Path) -> None:
+    data = bytearray((folder / "model.safetensors").read_bytes())
     data[len(data) // 2] ^= 1
-    (folder / name).write_bytes(data)
+    (folder / "model.safetensors").write_bytes(data)
 
 
 def edit_manifest(folder: Path, **changes: object) -> None:
@@ -403,79 +396,3 @@ def test_other_errors_of_the_system_are_not_called_a_full_disk(store: Store) -> 
 
     with pytest.raises(PermissionError):
         store.build("models", KEY, denied)
-
-
-# --- remote places ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"memory://{tmp_path.name}/store"
-
-
-def remote_files(url: str) -> dict[str, bytes]:
-    files = fsspec.filesystem("memory")
-    base = url.removeprefix("memory:/")
-    return {path.removeprefix(base + "/"): files.cat_file(path) for path in files.find(base)}
-
-
-def test_remote_roundtrip(url: str, tmp_path: Path) -> None:
-    store = Store(url)
-    assert store.get("models", KEY) is None
-    assert store.keys("models") == []
-    folder = store.build("models", KEY, write_weights)
-    good = contents(folder)
-    assert remote_files(url) == {f"models/ab/{KEY}/{name}": data for name, data in good.items()}
-    assert store.has("models", KEY)
-    assert store.keys("models") == [KEY]
-    shutil.rmtree(tmp_path / "cache")  # another machine
-    other = Store(url)
-    assert contents(other.build("models", KEY, never)) == good
-    assert contents(Store(url).build("models", KEY, never)) == good
-    assert left_over(other.root) == []
-
-
-def test_remote_place_decides_what_exists(url: str) -> None:
-    folder = Store(url).build("models", KEY, write_weights)
-    fsspec.filesystem("memory").rm(f"{url}/models/ab/{KEY}/manifest.json")  # as an upload that was killed leaves it
-    store = Store(url)
-    assert not store.has("models", KEY)
-    assert store.keys("models") == []
-    assert store.get("models", KEY) is None
-    assert not folder.exists()
-    store.build("models", KEY, lambda folder: (folder / "other").write_text("new") and None)
-    assert sorted(remote_files(url)) == [f"models/ab/{KEY}/manifest.json", f"models/ab/{KEY}/other"]
-
-
-def test_a_damaged_cached_copy_is_downloaded_again(url: str, caplog: pytest.LogCaptureFixture) -> None:
-    folder = Store(url).build("models", KEY, write_weights)
-    good = contents(folder)
-    flip(folder)
-    assert contents(Store(url).build("models", KEY, never)) == good
-    assert "model.safetensors has changed" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        ("truncate", "model.safetensors has 0 bytes instead of 10240"),
-        ("remove", "model.safetensors is missing"),
-        ("manifest", "manifest.json is damaged"),
-    ],
-)
-def test_a_damaged_remote_artefact_is_said_removed_and_built_again(
-    url: str, tmp_path: Path, damage: str, said: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    files = fsspec.filesystem("memory")
-    good = contents(Store(url).build("models", KEY, write_weights))
-    shutil.rmtree(tmp_path / "cache")
-    base = f"{url}/models/ab/{KEY}"
-    if damage == "remove":
-        files.rm(f"{base}/model.safetensors")
-    else:
-        files.pipe_file(f"{base}/{'manifest.json' if damage == 'manifest' else 'model.safetensors'}", b"")
-    store = Store(url)
-    assert store.get("models", KEY) is None
-    assert said in caplog.text
-    assert remote_files(url) == {}
-    assert contents(store.build("models", KEY, write_weights)) == good
