@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from unlearnbench.progress import progress
-from unlearnbench.training import DivergedError, Recipe, batches, fit, rate, step_count
+from unlearnbench.training import DivergedError, Recipe, batches, fit, make_optimizer, rate, step_count
 
 Batch = tuple[Tensor, Tensor]
 X = torch.randn(22, 5, generator=torch.Generator().manual_seed(0))
@@ -113,9 +113,7 @@ def test_schedules_equal_transformers(schedule: Any, warmup: float) -> None:
 def test_onecycle_equals_torch() -> None:
     recipe = Recipe(epochs=1, batch_size=1, lr=0.3, schedule="onecycle", warmup=0.3)
     stepper = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
-    reference = torch.optim.lr_scheduler.OneCycleLR(
-        stepper, max_lr=0.3, total_steps=23, pct_start=0.3, cycle_momentum=False
-    )
+    reference = torch.optim.lr_scheduler.OneCycleLR(stepper, max_lr=0.3, total_steps=23, pct_start=0.3, cycle_momentum=False)
     for step in range(23):
         assert rate(recipe, step, 23) == pytest.approx(stepper.param_groups[0]["lr"], rel=1e-9)
         stepper.step()
@@ -130,9 +128,7 @@ def test_accumulation_equals_the_large_batch() -> None:
     small = Recipe(epochs=2, batch_size=4, accumulate=2, lr=0.5, optimizer="sgd")
     assert step_count(22, large) == step_count(22, small) == 6
     a, b = linear(), linear()
-    reports = [
-        fit(m, cross_entropy, data(r, 3, X.double()), r, seed=0, total_steps=6) for m, r in ((a, large), (b, small))
-    ]
+    reports = [fit(m, cross_entropy, data(r, 3, X.double()), r, seed=0, total_steps=6) for m, r in ((a, large), (b, small))]
     torch.testing.assert_close(a.weight, b.weight, rtol=1e-12, atol=1e-14)
     assert [r.samples for r in reports] == [44, 44]
     assert reports[0].final_loss == pytest.approx(reports[1].final_loss, rel=1e-12)
@@ -211,9 +207,7 @@ def test_a_gradient_that_is_not_a_number_is_found(clip: float | None) -> None:
 def test_only_the_given_parameters_move() -> None:
     model = net()
     found = copy.deepcopy(model)
-    recipe = Recipe(
-        epochs=2, batch_size=8, lr=0.1, weight_decay=0.5, optimizer="sgd", momentum=0.9, batch_norm="frozen"
-    )
+    recipe = Recipe(epochs=2, batch_size=8, lr=0.1, weight_decay=0.5, optimizer="sgd", momentum=0.9, batch_norm="frozen")
     train(model, recipe, parameters=model[4].parameters())
     for index in (0, 1):
         assert same(model[index], found[index])
@@ -326,6 +320,19 @@ def test_bf16_computes_in_bf16_and_keeps_the_weights_type() -> None:
         fit(model, loss, data(recipe), recipe, seed=0, total_steps=1)
     assert seen == [torch.bfloat16, torch.float32, torch.bfloat16]
     assert model[0].weight.dtype == torch.float32
+
+
+def test_training_goes_on_with_an_optimizer_handed_back() -> None:
+    recipe = Recipe(epochs=1, batch_size=11, lr=0.05, weight_decay=0.1)
+    whole, parts, restarted = linear(), linear(), linear()
+    both = [(X[:11].double(), Y[:11]), (X[11:].double(), Y[11:])]
+    fit(whole, cross_entropy, lambda _: both, recipe, seed=0, total_steps=2)
+    optimizer = make_optimizer(list(parts.parameters()), recipe)
+    for batch in both:
+        fit(parts, cross_entropy, lambda _, batch=batch: [batch], recipe, seed=0, total_steps=1, optimizer=optimizer)
+        fit(restarted, cross_entropy, lambda _, batch=batch: [batch], recipe, seed=0, total_steps=1)
+    assert same(whole, parts)
+    assert not same(whole, restarted)
 
 
 def test_steps_and_progress_are_told() -> None:

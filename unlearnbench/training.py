@@ -209,6 +209,7 @@ def fit(
     total_steps: int,
     parameters: Iterable[nn.Parameter] | None = None,
     weigh: Callable[[T], float] = rows,
+    optimizer: torch.optim.Optimizer | None = None,
     on_step: Callable[[int, nn.Module], None] | None = None,
     label: str = "training",
 ) -> FitReport:
@@ -228,6 +229,7 @@ def fit(
         parameters: What to train, all else is held fixed; by default what has ``requires_grad``.
         weigh: Weight of a batch's loss among those of one accumulated step; by default its number of rows. A loss that
             is a mean over tokens wants the number of tokens.
+        optimizer: One that earlier calls used on the same parameters, to go on with its state; by default a fresh one.
         on_step: Called as ``on_step(steps_done, model)`` after each step.
         label: Name of the training, for progress and errors.
 
@@ -252,7 +254,7 @@ def fit(
         stack.enter_context(_checkpointed(model, recipe))
         accelerator = stack.enter_context(_accelerator(device, recipe))
         # Not wrapped by accelerate: at fp32 and bf16 its wrapper does nothing but look for a package at every step.
-        optimizer = make_optimizer(trained, recipe)
+        optimizer = make_optimizer(trained, recipe) if optimizer is None else optimizer
         optimizer.zero_grad()
         for group in _groups(steps, recipe, total_steps):
             weights = [weigh(batch) for batch in group]

@@ -1,0 +1,132 @@
+"""What plugins that fine-tune share: streams of batches, and the base of methods that unlearn by training.
+
+Knows how forget and retain rows meet in a step and how a method's recipe follows from the original's; knows no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import count, islice
+from math import ceil
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from unlearnbench.api import Batch, Data, Method, View
+from unlearnbench.training import Recipe, batches, fit, rows
+
+T = TypeVar("T")
+
+
+class Pair(NamedTuple):
+    """Forget and retain rows of one step.
+
+    rows: positions of the forget rows, int64 [B].
+    """
+
+    forget: Batch
+    retain: Batch
+    rows: Tensor
+
+
+def endless(n: int, batch_size: int, *, seed: int, skip: int = 0) -> Iterator[Tensor]:
+    """Batches of row numbers without end: pass after pass in the orders of `training.batches`.
+
+    Args:
+        n: number of rows, at least 1.
+        batch_size: rows per batch; the last batch of a pass may be smaller.
+        seed: seed of the order.
+        skip: batches to leave out at the start.
+    """
+    first, offset = divmod(skip, ceil(n / batch_size))
+    for number in count(first):
+        yield from islice(batches(n, batch_size, seed=seed, epoch=number), offset if number == first else 0, None)
+
+
+def shuffled(data: Data, batch_size: int, *, seed: int) -> Callable[[int], Iterator[Batch]]:
+    """Epoch -> its batches: all rows, freshly shuffled."""
+    return lambda epoch: (data.batch(index) for index in batches(len(data), batch_size, seed=seed, epoch=epoch))
+
+
+def paired(forget: Data, retain: Data, batch_size: int, *, seed: int) -> Callable[[int], Iterator[Pair]]:
+    """Epoch -> its pairs: one pass over the forget rows, each batch with the next batch of retain rows.
+
+    The retain rows run on over the epochs, so that all of them have their turn; the shorter of the two sets starts again as often as
+    needed. Their order is that of `shuffled` with the same seed; the forget rows have a seed of their own, so that sets of equal size
+    do not meet in the same pairs in each epoch.
+    """
+    per_epoch = ceil(len(forget) / batch_size)
+
+    def epoch_pairs(epoch: int) -> Iterator[Pair]:
+        others = endless(len(retain), batch_size, seed=seed, skip=epoch * per_epoch)
+        for index in batches(len(forget), batch_size, seed=seed + 2**32, epoch=epoch):
+            yield Pair(forget.batch(index), retain.batch(next(others)), index)
+
+    return epoch_pairs
+
+
+class TrainedMethod(Method):
+    """Base of methods that unlearn by training all weights.
+
+    Optimizer, weight decay, clipping, precision and checkpointing are those of the original's training; the rate is constant and
+    dropout is off.
+    """
+
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
+    """Learning rate, constant."""
+    epochs: Annotated[int, Field(ge=1)] = 10
+    """Passes over the rows that the method counts by."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Rows of a batch, of each set that a step uses."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Batches per step of the optimizer."""
+    batch_norm: Literal["frozen", "train"] = "frozen"
+    """frozen: batch-norm uses the original's running statistics and keeps them; train: it moves them."""
+
+    def recipe(self, view: View) -> Recipe:
+        """The original's recipe with this method's settings in place."""
+        return replace(
+            view.recipe,
+            lr=self.lr,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            accumulate=self.accumulate,
+            batch_norm=self.batch_norm,
+            schedule="constant",
+            warmup=0.0,
+            dropout=False,
+        )
+
+    def descend(
+        self,
+        model: nn.Module,
+        view: View,
+        loss: Callable[[nn.Module, T], Tensor],
+        steps: Callable[[int], Iterable[T]],
+        *,
+        n: int,
+        seed: int,
+    ) -> nn.Module:
+        """Minimise a loss by `recipe` and give the model back, in eval mode.
+
+        Args:
+            model: trained in place.
+            view: gives the original's recipe.
+            loss: scalar, a mean over the rows of a batch.
+            steps: epoch -> batches.
+            n: rows that an epoch counts.
+            seed: seeds what is random in the forward pass.
+
+        Raises:
+            DivergedError: a loss or a weight is not finite.
+        """
+        per_epoch = ceil(ceil(n / self.batch_size) / self.accumulate)
+        fit(model, loss, steps, self.recipe(view), seed=seed, total_steps=self.epochs * per_epoch, weigh=_rows, label=type(self).__name__)
+        return model.eval()
+
+
+def _rows(batch: Any) -> int:
+    """What a batch's loss is a mean over: its rows, of a pair the forget rows."""
+    return rows(batch.rows if isinstance(batch, Pair) else batch)
