@@ -17,6 +17,7 @@ from unlearnbench.views import (
     AttackNeed,
     AttackView,
     Audit,
+    Bank,
     Batch,
     Data,
     Direction,
@@ -29,6 +30,7 @@ from unlearnbench.views import (
     Plan,
     ReferenceView,
     Request,
+    Side,
     Split,
     Task,
     Threat,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from unlearnbench.layers import Inserted
 
 __all__ = [
+    "Applied",
     "Attack",
     "AttackNeed",
     "AttackView",
@@ -70,7 +73,9 @@ __all__ = [
     "ReferenceView",
     "Request",
     "Scenario",
+    "Side",
     "Split",
+    "SplitMetric",
     "Stage",
     "Task",
     "Threat",
@@ -96,16 +101,23 @@ class Plugin(ABC):
         """The fields as JSON-able values, in order of declaration."""
         return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
 
-    def supports(self, scenario: Scenario) -> str | None:
-        """None when this plugin can serve the scenario, else the reason, which becomes the N/A cell's text."""
-        return None
 
-
-class Method(Plugin):
-    """An unlearning method."""
+class Applied(Plugin):
+    """A plugin that is applied to scenarios: a method, an attack, a metric."""
 
     paper: ClassVar[str] = ""
     modality: ClassVar[tuple[Modality, ...]] = ("language", "vision")
+
+    def supports(self, scenario: Scenario) -> str | None:
+        """None when it can serve the scenario, else the reason, which becomes the N/A cell's text; by default checks the modality."""
+        if scenario.modality not in self.modality:
+            return f"works on {' and '.join(self.modality)}, not on {scenario.modality}"
+        return None
+
+
+class Method(Applied):
+    """An unlearning method."""
+
     edits_weights: ClassVar[bool] = True
     """False for a method that only inserts modules: stripped of them, its model must equal the stripped original."""
     native: ClassVar[bool] = False
@@ -114,12 +126,6 @@ class Method(Plugin):
     """The module classes this method inserts, so that a saved model can be rebuilt without running code named in a file."""
     row: ClassVar[Literal["method", "reference", "sanity"]] = "method"
     """Reference and sanity rows are shown and never ranked."""
-
-    def supports(self, scenario: Scenario) -> str | None:
-        """See `Plugin.supports`; by default checks the modality."""
-        if scenario.modality not in self.modality:
-            return f"works on {' and '.join(self.modality)}, not on {scenario.modality}"
-        return None
 
     @abstractmethod
     def unlearn(self, model: nn.Module, view: MethodView, *, seed: int) -> nn.Module:
@@ -169,19 +175,11 @@ class Stage:
     intervention: Intervention | None = None
 
 
-class Attack(Plugin):
+class Attack(Applied):
     """An attack that changes the model or its inputs and is then scored by the metrics."""
 
-    paper: ClassVar[str] = ""
-    modality: ClassVar[tuple[Modality, ...]] = ("language", "vision")
     level: ClassVar[Threat]
     needs: ClassVar[frozenset[AttackNeed]] = frozenset()
-
-    def supports(self, scenario: Scenario) -> str | None:
-        """See `Plugin.supports`; by default checks the modality."""
-        if scenario.modality not in self.modality:
-            return f"works on {' and '.join(self.modality)}, not on {scenario.modality}"
-        return None
 
     @abstractmethod
     def stages(self, model: nn.Module, view: AttackView, *, seed: int) -> Iterator[Stage]:
@@ -192,29 +190,11 @@ class Attack(Plugin):
         """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bank:
-    """The population that a membership attack or a metric asks for."""
-
-    role: Literal["original", "oracle", "unlearned", "unlearned_elsewhere"]
-    """unlearned: this method on this request with other seeds; unlearned_elsewhere: this method on other requests of equal size
-    (`Scenario.shadow_request`), so that the audited forget set is still known."""
-    n: int
-
-
-class InferenceAttack(Plugin):
+class InferenceAttack(Applied):
     """Membership inference: scores examples; the core turns scores into AUC and TPR at a low FPR, once, for all attacks."""
 
-    paper: ClassVar[str] = ""
-    modality: ClassVar[tuple[Modality, ...]] = ("language", "vision")
     level: ClassVar[Threat] = Threat.T2
     bank: ClassVar[Bank | None] = None
-
-    def supports(self, scenario: Scenario) -> str | None:
-        """See `Plugin.supports`; by default checks the modality."""
-        if scenario.modality not in self.modality:
-            return f"works on {' and '.join(self.modality)}, not on {scenario.modality}"
-        return None
 
     @abstractmethod
     def wants(self, split: str, scenario: Scenario) -> tuple[Need, ...]:
@@ -225,21 +205,33 @@ class InferenceAttack(Plugin):
         """Scores [n] of the split's rows; higher means more likely a member of the training set."""
 
 
-class Metric(Plugin):
-    """A number, or one number per example, read off the evidence. A metric never touches the model."""
+class Metric(Applied):
+    """A number, or one number per example, read off the evidence. A metric never touches the model.
 
-    paper: ClassVar[str] = ""
+    Facts that may depend on a field (which split is read) are properties; a plain class attribute (`side = "utility"`)
+    may take their place. So ask an object, never the class.
+    """
+
     level: ClassVar[Threat]
-    direction: ClassVar[Direction]
-    """Whether more of it means that more is known (forget side) or that the model is more useful ("higher"), or less ("lower")."""
     bounds: ClassVar[tuple[float, float]]
-    side: ClassVar[Literal["forget", "utility", "diagnostic"]]
-    """What it speaks of; the picture draws forgetting against utility."""
-    headline: ClassVar[bool] = False
-    """Meant for the headline: the original must fail it and the oracle pass it on every request with a signal."""
     curve: ClassVar[bool] = True
     """Cheap enough for every stage of an attack; otherwise only for the first and the strongest."""
     bank: ClassVar[Bank | None] = None
+
+    @property
+    @abstractmethod
+    def direction(self) -> Direction:
+        """Whether more of it means that more is known (forget side) or that the model is more useful ("higher"), or less."""
+
+    @property
+    @abstractmethod
+    def side(self) -> Side:
+        """What it speaks of; the picture draws forgetting against utility."""
+
+    @property
+    def headline(self) -> bool:
+        """Meant for the headline: the original must fail it and the oracle pass it on every request with a signal."""
+        return False
 
     @abstractmethod
     def wants(self, scenario: Scenario) -> tuple[Need, ...]:
@@ -249,8 +241,38 @@ class Metric(Plugin):
     def measure(self, evidence: Evidence, audit: Audit) -> Mapping[str, float] | float:
         """One value per row identity, or a single value for the whole split.
 
-        A mean over rows must be returned as the per-row values: the core averages, and keeps the clusters for the intervals.
+        A mean over rows must be returned as per-row values: the core averages, and keeps the clusters for the intervals.
+
+        Raises:
+            ValueError: it cannot be measured on this evidence: the cell's reason. NaN is never returned.
         """
+
+
+class SplitMetric(Metric):
+    """A metric read on one split: of forgetting on "forget", of utility on what the model should keep."""
+
+    direction = "higher"
+    tells_apart: ClassVar[bool]
+    """On "forget" the original fails it and the oracle passes it; where not, it is a diagnostic on every split."""
+
+    split: str = "forget"
+
+    @property
+    def side(self) -> Side:
+        """By the split; on "holdout", which nobody ever trained on, all metrics are diagnostics."""
+        if not self.tells_apart or self.split == "holdout":
+            return "diagnostic"
+        return "forget" if self.split == "forget" else "utility"
+
+    @property
+    def headline(self) -> bool:
+        """See `Metric.headline`."""
+        return self.side == "forget"
+
+    def supports(self, scenario: Scenario) -> str | None:
+        """The scenario must have the modality and the split."""
+        known = self.split in scenario.splits
+        return super().supports(scenario) or (None if known else f"needs a split {self.split!r}, not one of {scenario.splits}")
 
 
 class Scenario(Plugin):

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unlearnbench.api import UserError
+
 
 class Inserted(nn.Module):
     """A module that stands in front of `inner` and may change its inputs or outputs.
@@ -136,7 +138,8 @@ def conditioned(model: nn.Module, prompts: Sequence[str] | list[Tensor]) -> Iter
 def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The repeated blocks of a model with their paths: decoder layers of a causal LM, or what a classifier calls `blocks`.
 
-    The longest `nn.ModuleList` (or `nn.Sequential` named `blocks`) is taken; a wrapper or adapter around the model does not matter.
+    The longest `nn.ModuleList` (or `nn.Sequential` named `blocks`) that is in no other one is taken, so that a block's own lists
+    (experts) are not mistaken for it; a wrapper or adapter around the model does not matter.
 
     Raises:
         ValueError: the model has no such list.
@@ -148,14 +151,23 @@ def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     ]
     if not candidates:
         raise ValueError(f"{type(model).__name__} has no list of blocks to read features from")
-    path, found = max(candidates, key=lambda item: len(item[1]))
+    paths = [path for path, _ in candidates]
+    outermost = [item for item in candidates if not any(item[0].startswith(f"{path}.") for path in paths)]
+    path, found = max(outermost, key=lambda item: len(item[1]))
     return [(f"{path}.{name}", child) for name, child in found.named_children()]
 
 
 @contextmanager
 def captured(model: nn.Module, indices: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """A context that records the output of the given blocks (as deployed: inserted modules included) of the last forward pass."""
+    """A context that records the output of the given blocks (as deployed: inserted modules included) of the last forward pass.
+
+    Raises:
+        UserError: the model has no block of that number.
+    """
     found = blocks(model)
+    for index in indices:
+        if not -len(found) <= index < len(found):
+            raise UserError(f"{type(model).__name__} has no block {index}; its blocks are 0 to {len(found) - 1}, or -1 for the last")
     outputs: dict[int, Tensor] = {}
 
     def record(index: int) -> Any:

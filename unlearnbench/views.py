@@ -25,6 +25,7 @@ Modality = Literal["language", "vision"]
 Task = Literal["generate", "classify", "diffuse"]
 Kind = Literal["instances", "class", "documents"]
 Direction = Literal["higher", "lower"]
+Side = Literal["forget", "utility", "diagnostic"]
 
 
 class UserError(Exception):
@@ -136,6 +137,16 @@ class Need:
     layer: int = -1
     """For features: the block whose output is read, counted as in a list; -1 is the last."""
     intervention: Intervention | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bank:
+    """The population that a membership attack or a metric asks for."""
+
+    role: Literal["original", "oracle", "unlearned", "unlearned_elsewhere"]
+    """unlearned: this method on this request with other seeds; unlearned_elsewhere: this method on other requests of equal size
+    (`Scenario.shadow_request`), so that the audited forget set is still known."""
+    n: int
 
 
 # --------------------------------------------------------------------------------------------------------------------- views
