@@ -1,0 +1,56 @@
+"""Membership by loss: what the model fits better was in its training set.
+
+Privacy Risk in Machine Learning: Analyzing the Connection to Overfitting. Yeom, Giacomelli, Fredrikson, Jha. 2018, arXiv 1709.01604.
+The score is minus the loss: the mean log-probability per answer token, end token included, or the log-probability of the label. No
+threshold is chosen; the core compares the scores of members and non-members. The file knows evidence, and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unlearnbench.api import InferenceAttack, Member, Need, Scenario, Threat
+from unlearnbench.evidence import Evidence
+
+
+def label_log_probability(logits: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Log-softmax at the label, minus the cross-entropy, in float64 [n].
+
+    Args:
+        logits: [n, classes].
+        labels: true classes [n].
+
+    >>> label_log_probability(np.log([[1.0, 3.0]]), np.array([0])).round(4).tolist()  # log 1/4
+    [-1.3863]
+    """
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted[np.arange(len(labels)), labels] - np.log(np.exp(shifted).sum(axis=1)))
+
+
+class LossAttack(InferenceAttack):
+    """Scores an example by minus its loss."""
+
+    paper = "arXiv 1709.01604"
+    level = Threat.T2
+
+    def wants(self, split: str, scenario: Scenario) -> tuple[Need, ...]:
+        """Token statistics for language, logits for vision."""
+        return (Need(what="tokens" if scenario.modality == "language" else "logits", split=split),)
+
+    def score(self, evidence: Evidence, split: str, bank: Sequence[Member]) -> NDArray[np.float64]:
+        """Minus the loss of each row [n], in nats.
+
+        Raises:
+            ValueError: a loss is NaN.
+        """
+        if split in evidence.labels:  # only classifiers have labels
+            scores = label_log_probability(evidence.array(Need(what="logits", split=split)), evidence.labels[split])
+        else:
+            scores = -np.asarray(evidence.tokens(Need(what="tokens", split=split))[0].nll(), dtype=np.float64)
+        if np.isnan(scores).any():
+            raise ValueError(f"the loss of {int(np.isnan(scores).sum())} of {len(scores)} rows of {split!r} is NaN")
+        return scores
