@@ -1,0 +1,97 @@
+"""What language scenarios share beyond texts: rows as model input, the loss, and rows as the evidence pass wants them.
+
+Knows how examples become batches for any causal LM; knows no data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from unlearnbench import losses
+from unlearnbench.api import Batch, Data
+from unlearnbench.layers import conditioned
+from unlearnbench.scenarios.text import Encoded, Example, PromptTemplate, collate, encode
+from unlearnbench.scenarios.text_evidence import Rows
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Texts to token ids under one tokenizer and template; each pair is tokenised once."""
+
+    tokenizer: Any
+    template: PromptTemplate
+    max_length: int | None = None
+    kept: dict[tuple[str, str], Encoded] = field(default_factory=dict, repr=False, compare=False)
+
+    def pairs(self, pairs: Sequence[tuple[str, str]]) -> Batch:
+        """A padded batch out of (prompt text, answer text) pairs; "prompts" keeps the texts that steering models see."""
+        encoded = [self._one(prompt, answer) for prompt, answer in pairs]
+        pad = self.tokenizer.pad_token_id
+        batch: Batch = dict(collate(encoded, self.tokenizer.eos_token_id if pad is None else pad))
+        batch["prompts"] = [prompt for prompt, _ in pairs]
+        return batch
+
+    def _one(self, prompt: str, answer: str) -> Encoded:
+        if (prompt, answer) not in self.kept:
+            self.kept[prompt, answer] = encode(self.tokenizer, prompt, answer, max_length=self.max_length)
+        return self.kept[prompt, answer]
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Token ids of a prompt."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=True)
+        return ids
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Token ids of an answer, without the end token."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+
+class TextData(Data):
+    """Examples as rows: a batch holds the question's prompt and the answer of each."""
+
+    def __init__(self, examples: Sequence[Example], encoder: Encoder) -> None:
+        self.examples = tuple(examples)
+        self.encoder = encoder
+        self.ids = tuple(example.id for example in self.examples)
+        self.clusters = tuple(example.cluster for example in self.examples)
+
+    def take(self, index: Sequence[int]) -> TextData:
+        """See `Data.take`."""
+        return TextData([self.examples[i] for i in index], self.encoder)
+
+    def batch(self, index: Sequence[int] | Tensor) -> Batch:
+        """See `Data.batch`: input_ids, attention_mask, labels [B, T] and prompts."""
+        template = self.encoder.template
+        chosen = [self.examples[int(i)] for i in index]
+        return self.encoder.pairs([(template.prompt_text(row.question), template.answer_text(row.answer)) for row in chosen])
+
+
+def text_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean negative log-likelihood per answer token of each row [B], in nats, the model conditioned on the prompts."""
+    with conditioned(model, batch["prompts"]):
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return losses.example_nll(logits, batch["labels"])
+
+
+def rows_of(data: TextData, rewrite: Callable[[Example], Example] | None = None) -> Rows:
+    """A split's rows as texts for the evidence pass, each example changed by a prompt attack's `rewrite` if there is one."""
+    template = data.encoder.template
+    examples = data.examples if rewrite is None else tuple(rewrite(example) for example in data.examples)
+    return Rows(
+        ids=data.ids,
+        clusters=data.clusters,
+        prompts={
+            "question": tuple(template.prompt_text(row.question) for row in examples),
+            "paraphrased_question": tuple(template.prompt_text(row.paraphrased_question) for row in examples),
+        },
+        answers={
+            "answer": tuple((template.answer_text(row.answer),) for row in examples),
+            "paraphrased_answer": tuple((template.answer_text(row.paraphrased_answer),) for row in examples),
+            "perturbed_answer": tuple(tuple(map(template.answer_text, row.perturbed_answer)) for row in examples),
+        },
+    )
