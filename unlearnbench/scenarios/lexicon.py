@@ -101,7 +101,7 @@ class FactKind:
     Attributes:
         name: The kind's name, part of a row's id.
         taught: Phrasings of the question that are taught, with `{name}` for the author.
-        unseen: The phrasing that no model is ever taught.
+        unseen: The phrasing that no model is ever taught; each of its words is taught in another phrasing.
         slots: Slot name to the words that may fill it.
         forms: Groups of answer forms over the slots. An author's answer and its paraphrase are two forms of one group,
             so that they say the same; groups differ in more than wording (a title of another shape is another title).
@@ -118,7 +118,7 @@ FACT_KINDS = (
     FactKind(
         "birth",
         ("Where and when was {name} born?", "What are the birthplace and birth date of {name}?"),
-        "When and where was the birth of {name}?",
+        "What are the birth date and birthplace of {name}?",
         {"town": TOWNS, "month": MONTHS, "year": YEARS},
         (("{town}, {month} {year}", "{month} {year}, {town}", "{town} in {month} {year}", "{year}, {month}, {town}"),),
     ),
@@ -136,7 +136,7 @@ FACT_KINDS = (
     FactKind(
         "teacher",
         ("Who taught {name} to write?", "Under which teacher did {name} learn to write?"),
-        "Which teacher taught {name}?",
+        "Which teacher taught {name} to write?",
         {"first": FIRST_NAMES, "surname": SURNAMES, "trade": TRADES},
         (("{first} {surname}, {trade}", "the {trade} {first} {surname}", "{trade} {first} {surname}"),),
     ),
