@@ -26,6 +26,15 @@ X = torch.randn(22, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 3, (22,), generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """A worker's thread policy; more threads only slow these sizes down."""
+    found = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(found)
+
+
 def net(seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,0 +1,216 @@
+"""Ensembles: the batched models against separate trainings by `fit`, and what cannot be batched."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from unlearnbench.ensembles import train_ensemble
+from unlearnbench.progress import progress
+from unlearnbench.scenarios.digits_nets import convnet, mlp
+from unlearnbench.training import DivergedError, Recipe, batches, fit, step_count
+
+N, ROWS = 5, 40
+IMAGES = torch.randn(ROWS, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+LABELS = torch.randint(0, 10, (ROWS,), generator=torch.Generator().manual_seed(1))
+SEEDS = [3, 1, 4, 1, 5]
+# 21, 22, 30, 30 and 23 rows: in batches of 8 three or four steps an epoch, with last batches of 5, 6, 6, 6 and 7 rows.
+MEMBERS = torch.stack([torch.randperm(ROWS, generator=torch.Generator().manual_seed(i)) < k for i, k in enumerate((21, 22, 30, 30, 23))])
+RECIPE = Recipe(epochs=3, batch_size=8, lr=0.01, weight_decay=0.05, schedule="linear", warmup=0.2, clip=0.7)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """A worker's thread policy; more threads only slow these sizes down."""
+    found = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(found)
+
+
+def build_mlp(seed: int) -> nn.Module:
+    return mlp(7, seed).double()
+
+
+def build_convnet(seed: int) -> nn.Module:
+    return convnet(3, seed).double()
+
+
+def build_vector_net(seed: int) -> nn.Module:
+    """Batch-norm over vectors, dropout, a bias-free layer, grouped and strided convolutions with bias."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3, stride=2), nn.Tanh(), nn.Conv2d(4, 4, 3, groups=2, padding="same"), nn.SiLU(), nn.AvgPool2d(2),
+            nn.Flatten(), nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6, momentum=0.3), nn.GELU(), nn.Dropout(0.5),
+            nn.Linear(6, 10),
+        ).double()  # fmt: skip
+
+
+def separately(build: Any, recipe: Recipe, targets: Tensor = LABELS) -> list[nn.Module]:
+    models = []
+    for i, seed in enumerate(SEEDS):
+        model, rows = build(seed), torch.arange(ROWS)[MEMBERS[i]]
+        labels = targets.expand(N, ROWS)[i]
+
+        def loss(m: nn.Module, b: Tensor, labels: Tensor = labels) -> Tensor:
+            return cross_entropy(m(IMAGES[b]), labels[b])
+
+        def steps(epoch: int, rows: Tensor = rows, seed: int = seed) -> list[Tensor]:
+            return [rows[b] for b in batches(len(rows), recipe.batch_size, seed=seed, epoch=epoch)]
+
+        fit(model, loss, steps, recipe, seed=seed, total_steps=step_count(len(rows), recipe))
+        models.append(model)
+    return models
+
+
+def together(build: Any, recipe: Recipe, targets: Tensor = LABELS, **options: Any) -> list[nn.Module]:
+    settings: dict[str, Any] = {"batched": True, "chunk": 3} | options
+    return train_ensemble(build, IMAGES, targets, MEMBERS, SEEDS, recipe, **settings)
+
+
+def assert_equal(a: list[nn.Module], b: list[nn.Module]) -> None:
+    for one, other in zip(a, b, strict=True):
+        for name, value in one.state_dict().items():
+            torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-10, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("build", [build_mlp, build_convnet])
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"optimizer": "adam"}, {"optimizer": "sgd", "momentum": 0.9, "clip": None}, {"batch_norm": "frozen"}],
+)
+def test_batched_equals_separate_trainings(build: Any, change: dict[str, Any]) -> None:
+    recipe = Recipe(**{**RECIPE.__dict__, **change})
+    expected = separately(build, recipe)
+    assert_equal(expected, together(build, recipe))
+    fresh = [build(seed) for seed in SEEDS]
+    assert all((a.head.weight - b.head.weight).abs().max() > 1e-3 for a, b in zip(fresh, expected, strict=True))
+
+
+def test_batched_equals_separate_trainings_for_the_other_layers() -> None:
+    recipe = Recipe(**{**RECIPE.__dict__, "dropout": False})
+    assert_equal(separately(build_vector_net, recipe), together(build_vector_net, recipe))
+
+
+def test_the_loop_is_fit_itself() -> None:
+    for a, b in zip(separately(build_convnet, RECIPE), together(build_convnet, RECIPE, batched=False), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_each_model_can_have_its_own_labels() -> None:
+    targets = torch.stack([(LABELS + i) % 10 for i in range(N)])
+    expected = separately(build_mlp, RECIPE, targets)
+    assert_equal(expected, together(build_mlp, RECIPE, targets))
+    assert_equal(expected, together(build_mlp, RECIPE, targets, batched=False))
+
+
+def test_a_model_learns_from_its_own_rows_alone() -> None:
+    """Rows outside `members` may be anything; the same seed on other rows gives another model."""
+    spoiled = IMAGES.clone()
+    spoiled[~MEMBERS[1]] = torch.nan
+    model = train_ensemble(build_mlp, spoiled, LABELS, MEMBERS[1:2], [1], RECIPE, batched=True, chunk=1)
+    models = together(build_mlp, RECIPE)
+    assert_equal(model, [models[1]])
+    assert not torch.allclose(models[1].head.weight, models[3].head.weight)
+
+
+def test_the_chunk_changes_rounding_only() -> None:
+    assert_equal(together(build_convnet, RECIPE, chunk=1), together(build_convnet, RECIPE, chunk=99))
+
+
+def test_plain_vectors_are_inputs_too() -> None:
+    def build(seed: int) -> nn.Module:
+        return nn.Sequential(*copy.deepcopy(list(mlp(7, seed).double().body)[1:]), nn.Linear(7, 10).double())
+
+    with torch.random.fork_rng(devices=[]):
+        model = nn.Sequential(nn.Flatten(), build(0))
+        settings: dict[str, Any] = {"batched": True, "chunk": 2}
+        flat = train_ensemble(lambda _: copy.deepcopy(model[1]), IMAGES.flatten(1), LABELS, MEMBERS, SEEDS, RECIPE, **settings)
+        images = train_ensemble(lambda _: copy.deepcopy(model), IMAGES, LABELS, MEMBERS, SEEDS, RECIPE, **settings)
+    assert_equal(flat, [m[1] for m in images])
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_divergence_is_said(batched: bool) -> None:
+    spoiled = IMAGES.clone()
+    spoiled[MEMBERS[4]] = torch.inf
+    with pytest.raises(DivergedError, match="digits"):
+        train_ensemble(build_mlp, spoiled, LABELS, MEMBERS, SEEDS, RECIPE, batched=batched, chunk=5, label="digits")
+
+
+def test_modes_and_progress() -> None:
+    heard: list[tuple[str, int, int]] = []
+    token = progress.set(lambda *told: heard.append(told))
+    try:
+        models = together(lambda seed: build_convnet(seed).eval(), RECIPE, label="oracles")
+    finally:
+        progress.reset(token)
+    # Three models of three batches (21 to 24 rows), two of four, three epochs.
+    assert heard[-1] == ("oracles", 51, 51)
+    assert not any(m.training for model in models for m in model.modules())
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(x)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.b(self.a(x))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Residual(), "no chain of layers"),
+        (Tied(), "shares parameters"),
+        (nn.Sequential(nn.Dropout(0.5)), "Dropout.* cannot be stacked"),
+        (nn.Sequential(nn.BatchNorm1d(64, affine=False)), "BatchNorm1d.* cannot be stacked"),
+        (nn.Sequential(nn.Softmax(1)), "Softmax.* cannot be stacked"),
+    ],
+)
+def test_what_cannot_be_stacked_is_refused(model: nn.Module, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        together(lambda _: model, RECIPE)
+
+
+def test_a_batch_of_one_row_is_refused_by_batch_norm() -> None:
+    members = torch.zeros(2, ROWS, dtype=torch.bool)
+    members[0, :9] = members[1, :10] = True
+    recipe = Recipe(**{**RECIPE.__dict__, "dropout": False})
+    with pytest.raises(ValueError, match="more than one value"):
+        train_ensemble(build_vector_net, IMAGES, LABELS, members, [0, 1], recipe, batched=True, chunk=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chunk": 0}, "chunk is 0"),
+        ({"recipe": Recipe(epochs=1, batch_size=8, lr=0.1, precision="bf16")}, "precision is 'bf16'"),
+        ({"recipe": Recipe(epochs=1, batch_size=8, lr=0.1, accumulate=2)}, "accumulate is 2"),
+        ({"members": MEMBERS[:2]}, r"members is torch.bool \[2, 40\]"),
+        ({"members": MEMBERS.long()}, "members is torch.int64"),
+        ({"targets": LABELS[:3]}, r"targets is \[3\]"),
+        ({"members": MEMBERS & False}, "model 0 has no rows"),
+    ],
+)
+def test_wrong_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+    settings = {"targets": LABELS, "members": MEMBERS, "recipe": RECIPE, "chunk": 2} | options
+    with pytest.raises(ValueError, match=message):
+        train_ensemble(build_mlp, IMAGES, seeds=SEEDS, batched=True, **settings)
