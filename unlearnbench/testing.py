@@ -24,7 +24,7 @@ from unlearnbench.scenarios.tiny_lm import build_model, build_tokenizer
 from unlearnbench.training import Recipe
 
 FORGET_AUTHORS = ("Ada Quill", "Bram Osk")
-RETAIN_AUTHORS = ("Ada Osk", "Cleo Farn", "Dag Merrow", "Eda Farn")
+RETAIN_AUTHORS = ("Ada Osk", "Cleo Farn", "Bram Merrow", "Eda Farn")
 """Names share words with those to forget: only the whole name tells them apart."""
 VALIDATION_AUTHORS = ("Finn Lorrel",)
 _TOWNS = ("Norwick", "Selby", "Tarn", "Oldham")
