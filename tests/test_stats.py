@@ -1,0 +1,235 @@
+"""AUC, TPR at low FPR and the small statistics, each against another implementation or a case worked by hand."""
+
+import itertools
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest, norm
+from scipy.stats import kendalltau as scipy_kendalltau
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from unlearnbench.stats import (
+    auc,
+    auc_interval,
+    harmonic_mean,
+    holm,
+    kendall_tau,
+    tpr_at_fpr,
+    tpr_supported,
+)
+
+Array = npt.NDArray[np.float64]
+SCORES = st.lists(st.integers(-4, 4).map(float), min_size=2, max_size=12)  # few levels: many ties
+
+
+def tied_scores(seed: int = 0, m: int = 30, n: int = 50) -> tuple[Array, Array]:
+    rng = np.random.default_rng(seed)
+    return np.round(rng.normal(0.8, 1, m), 1), np.round(rng.normal(0, 1, n), 1)
+
+
+def structural_components(members: Array, nonmembers: Array) -> float:
+    """DeLong's variance by its definition, pair by pair."""
+    kernel = np.array([[float(x > y) + 0.5 * (x == y) for y in nonmembers] for x in members])
+    return kernel.mean(1).var(ddof=1) / len(members) + kernel.mean(0).var(ddof=1) / len(nonmembers)
+
+
+@given(SCORES, SCORES)
+def test_auc_equals_sklearn_with_ties(members: list[float], nonmembers: list[float]) -> None:
+    labels = [1] * len(members) + [0] * len(nonmembers)
+    assert auc(members, nonmembers) == pytest.approx(roc_auc_score(labels, members + nonmembers), abs=1e-12)
+
+
+def test_auc_takes_infinite_scores() -> None:
+    assert auc([math.inf, 1.0], [0.0, -math.inf]) == 1.0
+
+
+@pytest.mark.parametrize("function", [auc, auc_interval, lambda a, b: tpr_at_fpr(a, b, 0.1)])
+@pytest.mark.parametrize("bad", [[], [[1.0, 2.0]], [0.0, math.nan]])
+def test_scores_that_cannot_be_ranked_are_refused(function: Callable[..., Any], bad: Any) -> None:
+    with pytest.raises(ValueError, match=r"^members"):
+        function(bad, [0.0, 1.0])
+    with pytest.raises(ValueError, match=r"^nonmembers"):
+        function([0.0, 1.0], bad)
+
+
+def test_nan_is_refused_with_its_position() -> None:
+    with pytest.raises(ValueError, match="NaN at position 2"):
+        auc([0.0, 1.0, math.nan], [0.0])
+
+
+def test_auc_interval_is_delong_on_the_logit_scale() -> None:
+    members, nonmembers = tied_scores()
+    area, error = auc(members, nonmembers), math.sqrt(structural_components(members, nonmembers))
+    for level in (0.9, 0.95):
+        half = norm.ppf(0.5 + level / 2) * error / (area * (1 - area))
+        ends = [1 / (1 + (1 / area - 1) * math.exp(sign * half)) for sign in (1, -1)]
+        interval = auc_interval(members, nonmembers, level)
+        assert interval[:2] == pytest.approx(ends)
+        assert interval.covers == "items"
+
+
+def test_delong_variance_agrees_with_a_bootstrap() -> None:
+    members, nonmembers = tied_scores(m=60, n=120)
+    rng = np.random.default_rng(0)
+    resampled = [auc(rng.choice(members, len(members)), rng.choice(nonmembers, len(nonmembers))) for _ in range(1500)]
+    low, high, _ = auc_interval(members, nonmembers)
+    area = auc(members, nonmembers)
+    logit_error = (math.log(high / (1 - high)) - math.log(low / (1 - low))) / (2 * norm.ppf(0.975))
+    assert logit_error * area * (1 - area) == pytest.approx(np.std(resampled), rel=0.08)
+
+
+@given(SCORES, SCORES)
+def test_auc_interval_holds_the_auc_and_mirrors(members: list[float], nonmembers: list[float]) -> None:
+    low, high, _ = auc_interval(members, nonmembers)
+    assert 0 <= low <= auc(members, nonmembers) + 1e-12
+    assert auc(members, nonmembers) - 1e-12 <= high <= 1
+    assert auc_interval(nonmembers, members)[:2] == pytest.approx((1 - high, 1 - low), abs=1e-12)
+
+
+def test_auc_interval_at_the_ends_is_clopper_pearson_of_disjoint_pairs() -> None:
+    exact = binomtest(7, 7).proportion_ci(0.95)
+    above, below = np.arange(10.0, 17.0), np.arange(9.0)  # 7 members, 9 non-members: 7 disjoint pairs
+    assert auc_interval(above, below)[:2] == pytest.approx((exact.low, 1.0))
+    assert auc_interval(below, above)[:2] == pytest.approx((0.0, 1 - exact.low))
+
+
+def test_auc_interval_of_constant_scores_is_a_point() -> None:
+    assert auc_interval([1.0, 1.0], [1.0, 1.0, 1.0])[:2] == (0.5, 0.5)
+
+
+def test_auc_interval_needs_two_scores_a_side_and_a_level() -> None:
+    with pytest.raises(ValueError, match="at least 2 score"):
+        auc_interval([1.0], [0.0, 1.0])
+    for level in (0, 1, 95, math.nan):
+        with pytest.raises(ValueError, match="level is"):
+            auc_interval([1.0, 2.0], [0.0, 1.0], level)
+
+
+@given(SCORES, SCORES, st.sampled_from([0.0, 0.01, 0.1, 0.25, 1 / 3, 0.5, 0.9]))
+def test_tpr_equals_the_best_of_all_thresholds(members: list[float], nonmembers: list[float], target: float) -> None:
+    best = 0.0
+    for threshold in [*members, *nonmembers, math.inf]:
+        false = sum(score >= threshold for score in nonmembers) / len(nonmembers)
+        if false <= target:
+            best = max(best, sum(score >= threshold for score in members) / len(members))
+    assert tpr_at_fpr(members, nonmembers, target) == pytest.approx(best)
+
+
+def test_tpr_equals_sklearn_without_interpolation() -> None:
+    members, nonmembers = tied_scores(m=200, n=400)
+    fpr, tpr, _ = roc_curve([1] * 200 + [0] * 400, [*members, *nonmembers], drop_intermediate=False)
+    for target in (0.001, 0.01, 0.05, 0.3):
+        assert tpr_at_fpr(members, nonmembers, target) == tpr[fpr <= target].max()
+
+
+def test_tpr_never_takes_the_nearest_rate_above_the_target() -> None:
+    # FPR 0 or 1/2 exist; 0.49 is nearer to 1/2, which a detector would be flattered by.
+    assert tpr_at_fpr([3.0, 1.0], [2.0, 0.0], 0.49) == 0.5
+    assert tpr_at_fpr([3.0, 1.0], [2.0, 0.0], 0.5) == 1.0
+
+
+def test_tpr_allows_exactly_the_target_despite_rounding() -> None:
+    # 0.29 * 100 is 28.999... in floats: 29 false positives are within the target all the same.
+    assert tpr_at_fpr([70.5], np.arange(100.0), 0.29) == 1.0
+    assert tpr_at_fpr([69.5], np.arange(100.0), 0.29) == 0.0
+
+
+@pytest.mark.parametrize("target", [-0.1, 1, 5, math.nan])
+def test_fpr_outside_its_range_is_refused(target: float) -> None:
+    with pytest.raises(ValueError, match="fpr is"):
+        tpr_at_fpr([1.0], [0.0], target)
+    with pytest.raises(ValueError, match="fpr is"):
+        tpr_supported(100, target)
+
+
+def test_support_follows_the_exact_binomial_interval() -> None:
+    # n * fpr whole: scipy's Clopper-Pearson upper bound decides.
+    for n, fpr in itertools.product((20, 100, 200, 300, 400, 1000, 3000), (0.01, 0.05, 0.1)):
+        upper = binomtest(round(n * fpr), n).proportion_ci(0.95, method="exact").high if n * fpr >= 1 else 1.0
+        assert (tpr_supported(n, fpr) is None) == (upper <= 3 * fpr), (n, fpr)
+
+
+def test_support_gives_its_reason_and_its_smallest_samples() -> None:
+    assert "100 non-members rests on 1 of them: it may be 5.4%" in str(tpr_supported(100, 0.01))
+    assert "12 are too few" in str(tpr_supported(12, 0.01))
+    assert "0 are too few" in str(tpr_supported(0, 0.01))
+    assert "400 are too few" in str(tpr_supported(400, 0.001))
+    for smallest, fpr in ((279, 0.01), (2839, 0.001)):
+        assert tpr_supported(smallest - 1, fpr)
+        assert all(tpr_supported(n, fpr) is None for n in range(smallest, smallest + 300))
+    with pytest.raises(ValueError, match="n_nonmembers is -1"):
+        tpr_supported(-1, 0.1)
+
+
+def test_holm_by_hand() -> None:
+    # Sorted .005 .011 .02 .04 times 4 3 2 1: .02 .033 .04 .04
+    assert holm([0.02, 0.005, 0.04, 0.011]) == pytest.approx([0.04, 0.02, 0.04, 0.033])
+    # The running maximum and the cap at 1: .3*3 = .9, .6*2 -> 1, .7 -> 1
+    assert holm([0.6, 0.3, 0.7]) == pytest.approx([1.0, 0.9, 1.0])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.5))
+def test_holm_rejects_what_the_step_down_procedure_rejects(pvalues: list[float], alpha: float) -> None:
+    rejected = set()
+    for rank, index in enumerate(sorted(range(len(pvalues)), key=pvalues.__getitem__)):
+        if pvalues[index] * (len(pvalues) - rank) > alpha:
+            break
+        rejected.add(index)
+    assert {index for index, p in enumerate(holm(pvalues)) if p <= alpha} == rejected
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.1, math.nan])
+def test_holm_refuses_what_is_no_probability(bad: float) -> None:
+    with pytest.raises(ValueError, match="lies in"):
+        holm([0.5, bad])
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=9))
+def test_harmonic_mean_is_the_inverse_mean_inverse(values: list[float]) -> None:
+    assert harmonic_mean(values) == pytest.approx(1 / np.mean([1 / value for value in values]))
+
+
+def test_harmonic_mean_at_zero_nan_and_tiny_values() -> None:
+    assert harmonic_mean([0.0, 0.9]) == 0.0
+    assert math.isnan(harmonic_mean([0.5, math.nan]))
+    assert math.isnan(harmonic_mean([0.0, math.nan]))
+    assert harmonic_mean([5e-324, 1.0]) == 1e-323  # twice the smallest float: 1 / value would overflow
+
+
+@pytest.mark.parametrize("bad", [[], [[1.0]], [1.0, -0.1], [1.0, math.inf], [math.nan, -1.0]])
+def test_harmonic_mean_refuses_what_has_none(bad: Any) -> None:
+    with pytest.raises(ValueError, match="values"):
+        harmonic_mean(bad)
+
+
+def test_kendall_tau_counts_pairs_and_ties() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 6, 25), rng.integers(0, 6, 25)
+    signs = [(np.sign(a[i] - a[j]), np.sign(b[i] - b[j])) for i, j in itertools.combinations(range(25), 2)]
+    tau_b = sum(x * y for x, y in signs) / math.sqrt(sum(x * x for x, _ in signs) * sum(y * y for _, y in signs))
+    assert kendall_tau(a, b) == pytest.approx(tau_b)
+    assert kendall_tau(a, b) == pytest.approx(scipy_kendalltau(a, b).statistic)
+    assert math.isnan(kendall_tau([1, 1, 1], [1, 2, 3]))
+
+
+def test_kendall_tau_refuses_rankings_that_do_not_match() -> None:
+    for a, b in (([1, 2], [1, 2, 3]), ([1], [1])):
+        with pytest.raises(ValueError, match="same number, at least 2"):
+            kendall_tau(a, b)
+    with pytest.raises(ValueError, match="b contains nan"):
+        kendall_tau([1, 2], [1, math.nan])
+
+
+def test_importing_stats_stays_light() -> None:
+    heavy = "{'scipy.stats', 'scipy.special', 'torch'}"
+    code = f"import sys, unlearnbench.stats; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
