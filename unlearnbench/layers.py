@@ -37,9 +37,36 @@ class Inserted(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "inner":
+            # A special method of `inner` (its own deepcopy) would act on `inner` alone.
+            if name == "inner" or name.startswith("__") or self.__dict__.get("_alone"):
                 raise
             return getattr(super().__getattr__("inner"), name)
+
+    # torch refuses to register a name that `hasattr` finds, and would find those of `inner` (of the same class, when a method serves a
+    # sequence of requests), so `inner` is out of sight meanwhile.
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """See `nn.Module`; names may be those of `inner`."""
+        with self._out_of_sight():
+            super().register_parameter(name, param)
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """See `nn.Module`; names may be those of `inner`."""
+        with self._out_of_sight():
+            super().register_buffer(name, tensor, persistent)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """See `nn.Module`; names may be those of `inner`."""
+        with self._out_of_sight():
+            super().add_module(name, module)
+
+    @contextmanager
+    def _out_of_sight(self) -> Iterator[None]:
+        self.__dict__["_alone"] = True
+        try:
+            yield
+        finally:
+            del self.__dict__["_alone"]
 
     def config(self) -> dict[str, Any]:
         """The keyword arguments, JSON-able, that rebuild this module around a fresh `inner`."""
@@ -78,8 +105,10 @@ def insert(model: nn.Module, path: str, module: Inserted) -> None:
     """Put `module` in the place of the submodule that it wraps.
 
     Raises:
-        ValueError: `module.inner` is not what stands at `path`.
+        ValueError: `module.inner` is not what stands at `path`, or is the model itself.
     """
+    if not path:
+        raise ValueError("the path is empty: an inserted module wraps a submodule, since generation calls the model itself")
     if model.get_submodule(path) is not module.inner:
         raise ValueError(f"{type(module).__name__} does not wrap the module at {path!r}")
     parent, _, name = path.rpartition(".")

@@ -225,6 +225,8 @@ class Forward:
                     max_new_tokens=max_new_tokens,
                     do_sample=False,
                     num_beams=1,
+                    # A published model's own setting would make "greedy" something else than the arg-max.
+                    repetition_penalty=1.0,
                     eos_token_id=self.end,
                     pad_token_id=self.pad,
                 )
