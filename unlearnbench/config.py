@@ -16,7 +16,7 @@ import pydantic
 from pydantic import ConfigDict, Field
 
 from unlearnbench import document, registry
-from unlearnbench.api import Plugin, Scenario, UserError
+from unlearnbench.api import Method, Plugin, Scenario, UserError
 from unlearnbench.document import Document
 from unlearnbench.fields import FieldError, problem, resolved
 from unlearnbench.registry import Group
@@ -158,7 +158,7 @@ def add_methods(suite: Suite, names: Iterable[str]) -> Suite:
         spec = _spec("methods", registry.near(name, Path()), {}, {}, None)
         tracks, reasons = [], []
         for track in suite.tracks:
-            reason = spec.make("methods").supports(track.asked(track.requests[0]))
+            reason = cast(Method, spec.make("methods")).supports(track.asked(track.requests[0]))
             if reason is None and spec.label in {point.label for method in track.methods for point in expand(method)}:
                 raise UserError(f"--method {name}: the track {track.scenario.label} already has a method labelled {spec.label!r}")
             reasons += [f"{track.scenario.label}: {reason}"] if reason else []

@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
@@ -140,6 +141,26 @@ def make(group: Group, name: str, fields: Mapping[str, Any]) -> Plugin:
     return construct(cls, plugin_name(cls), fields)
 
 
+def groups_of(name: str) -> list[Group]:
+    """The groups that have a plugin of this name, entry point or file.
+
+    Raises:
+        UserError: there is none.
+    """
+    if is_path(name):
+        cls = _from_file(name)
+        groups = [group for group, bases in BASES.items() if inspect.isclass(cls) and issubclass(cls, bases)]
+        if not groups:
+            raise UserError(f"{name} is no plugin: {cls!r} is a subclass of none of Scenario, Method, Attack, InferenceAttack, Metric")
+        return groups
+    known = {group: {entry.name for entry in entries(group)} for group in BASES}
+    groups = [group for group, names in known.items() if name in names]
+    if not groups:
+        every = sorted(set().union(*known.values()))
+        raise UserError(f"no plugin {name!r}{did_you_mean(name, every)}; known: {', '.join(every) or 'none'}; or path/to/file.py:Class")
+    return groups
+
+
 def plugin_name(plugin: type[Plugin] | Plugin) -> str:
     """The registry's name of a plugin; the class's name for one that no registry has loaded."""
     cls = plugin if isinstance(plugin, type) else type(plugin)
@@ -180,7 +201,14 @@ def _from_entry_point(group: Group, name: str) -> Any:
     try:
         return found[0].load()
     except Exception as error:  # a plugin may raise anything while it is imported
-        raise UserError(f"{name} ({found[0].value}) fails to import: {type(error).__name__}: {one_line(error)}") from error
+        raise UserError(f"{name} ({found[0].value}) {_import_failure(error)}") from error
+
+
+def _import_failure(error: Exception) -> str:
+    """What went wrong and on which line, since the one line that a person sees has no traceback."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = "" if isinstance(error, SyntaxError) else f" ({Path(frame.filename).name}, line {frame.lineno})"
+    return f"fails to import: {type(error).__name__}: {one_line(error)}{place}"
 
 
 def _unknown(group: Group, name: str) -> str:
@@ -209,7 +237,7 @@ def _from_file(reference: str) -> Any:
             spec.loader.exec_module(module)
         except Exception as error:  # a plugin may raise anything while it is imported
             del sys.modules[module_name]
-            raise UserError(f"{reference} fails to import: {type(error).__name__}: {one_line(error)}") from error
+            raise UserError(f"{reference} {_import_failure(error)}") from error
     module = sys.modules[module_name]
     if not hasattr(module, attribute):
         own = [name for name, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module_name]

@@ -189,7 +189,7 @@ class Authors(Scenario):
     def build(self, seed: int) -> nn.Module:
         """See `Scenario.build`."""
         vocabulary = len(self._world().encoder.tokenizer)
-        model: nn.Module = build_model(vocabulary, seed=seed, hidden_size=self.width, n_layers=self.n_layers, max_length=MAX_LENGTH)
+        model = build_model(vocabulary, seed=seed, hidden_size=self.width, n_layers=self.n_layers, max_length=MAX_LENGTH)
         return model.to(hardware.get().device)
 
     def train_view(self, plan: Plan) -> TrainView:
