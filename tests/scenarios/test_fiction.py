@@ -8,7 +8,7 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
 from unlearnbench.scenarios.fiction import Fiction, draw_requests, generate
@@ -156,8 +156,9 @@ def test_bag_of_words_cannot_tell_forget_from_holdout(fiction: Fiction) -> None:
             [f"{row.question} {row.answer}" for row in rows],
             member,
             groups=[row.author for row in rows],
-            cv=GroupKFold(5),
+            cv=StratifiedGroupKFold(5),
             method="predict_proba",
         )
         aucs.append(roc_auc_score(member, score[:, 1]))
+    # Stratified folds: folds of uneven shares push the null below one half. One split alone spreads by about 0.1.
     assert abs(np.mean(aucs) - 0.5) < 0.08
