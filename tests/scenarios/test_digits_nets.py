@@ -1,5 +1,6 @@
 """The nets of the digits scenario learn, generalise, and memorise wrong labels; nothing of that holds without training."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +17,15 @@ from unlearnbench.scenarios.digits_nets import (
     images,
     mlp,
 )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """A worker's thread policy; more threads only slow these sizes down."""
+    found = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(found)
 
 
 def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
