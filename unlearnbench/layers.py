@@ -213,6 +213,18 @@ def captured(model: nn.Module, indices: Sequence[int]) -> Iterator[dict[int, Ten
             handle.remove()
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A context with every module in eval mode; each gets its own mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def model_hash(model: nn.Module) -> str:
     """A hash of all parameters and buffers: names, types, shapes and bytes."""
     digest = hashlib.sha256()

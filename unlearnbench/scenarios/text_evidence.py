@@ -20,7 +20,7 @@ from torch import nn
 from unlearnbench import layers
 from unlearnbench.api import Need, UserError
 from unlearnbench.evidence import Evidence, Tokens
-from unlearnbench.scenarios.text_forward import Answer, Forward, Prompt, Scores, evaluating
+from unlearnbench.scenarios.text_forward import Answer, Forward, Prompt, Scores
 
 Encode = Callable[[str], Sequence[int]]
 Pair = tuple[str, str]
@@ -113,7 +113,7 @@ def text_evidence(
     generations: dict[Need, tuple[str, ...]] = {}
     references: dict[Need, tuple[str, ...]] = {}
     arrays: dict[Need, NDArray[np.floating[Any]]] = {}
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), layers.evaluating(model):
         forward = Forward(
             model=model,
             conditions=layers.condition(model, prompts),

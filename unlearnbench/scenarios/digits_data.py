@@ -1,0 +1,160 @@
+"""Rows of the digits scenario: which of scikit-learn's 1,797 images are trained on, and which rows each request forgets.
+
+Knows images, labels and seeds; no model. All draws depend on the split seed alone. Classes have equally many training images, so
+that all class requests have the same size.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from unlearnbench.attribution import classification_errors, cosines, last_layer_kernel
+from unlearnbench.scenarios.digits_nets import images as load_images
+from unlearnbench.scenarios.images import ImageData
+
+N_CLASSES = 10
+N_TRAIN, N_VALIDATION = 122, 12
+"""Images of each class that are trained on, and that methods may look at; the others (40 to 49) are unseen."""
+SIZES = {"class": 122, "random": 122, "mislabelled": 100, "coherent": 80}
+"""Rows forgotten: 10 %, 10 %, 8 % and 6.6 % of the 1,220 training images."""
+
+
+def unique_images(images: Tensor) -> Tensor:
+    """Positions of the first of each group of equal images, ascending, int64; an exact duplicate could straddle two splits."""
+    first: dict[bytes, int] = {}
+    for place, image in enumerate(images):
+        first.setdefault(image.numpy().tobytes(), place)
+    return torch.tensor(sorted(first.values()))
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All distinct images and what a split seed makes of them; rows are numbers into `images`, ascending within a part.
+
+    Attributes:
+        images: Standardised, float32 ``[n, 1, 8, 8]``.
+        truth: True classes, int64 ``[n]``.
+        wrong: For each image a class that is not its own, int64 ``[n]``.
+        split_seed: What the parts were drawn by.
+        train: Rows that models are trained on.
+        validation: Rows that nobody trains on or is scored on.
+        unseen: Rows for holdout and test, which no model trains on.
+    """
+
+    images: Tensor
+    truth: Tensor
+    wrong: Tensor
+    split_seed: int
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+    unseen: tuple[int, ...]
+
+    def rng(self, purpose: str) -> random.Random:
+        """A generator of the split seed for one purpose."""
+        return random.Random(f"digits/{purpose}/{self.split_seed}")
+
+    def shuffled(self, purpose: str, rows: Iterable[int]) -> list[int]:
+        """These rows in a random order that depends on the split seed and the purpose."""
+        order = sorted(rows)
+        return self.rng(purpose).sample(order, len(order))
+
+    def of_class(self, rows: Iterable[int], digit: int) -> tuple[int, ...]:
+        """Those of the rows that show this digit."""
+        return tuple(row for row in rows if int(self.truth[row]) == digit)
+
+    def nearest(self, anchor: int, rows: Iterable[int], n: int) -> list[int]:
+        """The `n` rows whose last-layer gradients are most like the anchor's, nearest first; the anchor may be one of them.
+
+        The gradients are those of a linear classifier of pixels before its first step, which gives all classes equal
+        probabilities: a fixed kernel that needs no training. Similarity is the cosine, so that ink does not count.
+        """
+        candidates = sorted(rows)
+        some = torch.tensor([anchor, *candidates])
+        logits = torch.zeros(len(some), N_CLASSES, dtype=torch.float64)
+        kernel = last_layer_kernel(self.images[some].flatten(1), classification_errors(logits, self.truth[some]))
+        # Rounded: rows that tie but for the last bits keep their order on every machine.
+        likeness = cosines(kernel)[0, 1:].round(decimals=9)
+        order = likeness.argsort(descending=True, stable=True)[:n]
+        return [candidates[int(place)] for place in order]
+
+    def data(self, rows: Iterable[int], labels: Tensor | None = None) -> ImageData:
+        """These rows as a split, with their true classes or other `labels` ``[n]`` of all images."""
+        index = torch.tensor(list(rows), dtype=torch.int64)
+        return ImageData(self.images[index], (self.truth if labels is None else labels)[index], [row_id(int(row)) for row in index])
+
+
+def row_id(row: int) -> str:
+    """The identity of an image."""
+    return f"digit-{row:04d}"
+
+
+@cache
+def draw_pool(split_seed: int) -> Pool:
+    """The images and the parts that a split seed draws, each with as many of every class (unseen: what is left)."""
+    images, truth = load_images()
+    distinct = unique_images(images)
+    images, truth = images[distinct], truth[distinct]
+    rng = random.Random(f"digits/parts/{split_seed}")
+    parts: dict[str, list[int]] = {"train": [], "validation": [], "unseen": []}
+    for digit in range(N_CLASSES):
+        rows = [int(row) for row in (truth == digit).nonzero().flatten()]
+        rng.shuffle(rows)
+        parts["train"] += rows[:N_TRAIN]
+        parts["validation"] += rows[N_TRAIN : N_TRAIN + N_VALIDATION]
+        parts["unseen"] += rows[N_TRAIN + N_VALIDATION :]
+    shifts = torch.tensor([rng.randint(1, N_CLASSES - 1) for _ in range(len(truth))])
+    return Pool(
+        images=images,
+        truth=truth,
+        wrong=(truth + shifts) % N_CLASSES,
+        split_seed=split_seed,
+        train=tuple(sorted(parts["train"])),
+        validation=tuple(sorted(parts["validation"])),
+        unseen=tuple(sorted(parts["unseen"])),
+    )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a request names: training rows to forget, and unseen rows to compare them with."""
+
+    forget: tuple[int, ...]
+    holdout: tuple[int, ...]
+
+
+@cache
+def draw_request(name: str, split_seed: int) -> Drawn:
+    """The rows of a request: "class0" to "class9", "random", "mislabelled", "coherent", or the last three with "validation_".
+
+    The holdout of a class request shows other classes: nets know unseen images of a class as well as trained ones, and a model that
+    forgot the class knows neither, so that nothing could be told from a comparison within the class. The holdout of a coherent group
+    are the unseen images nearest to the same anchor; the other ones are drawn at random. A validation request shares no row with
+    its namesake, in forget or in holdout.
+    """
+    pool = draw_pool(split_seed)
+    kind = name.removeprefix("validation_")
+    validation = kind != name
+    if kind.startswith("class"):
+        digit = int(kind.removeprefix("class"))
+        others = set(pool.unseen) - set(pool.of_class(pool.unseen, digit))
+        return Drawn(pool.of_class(pool.train, digit), _sorted(pool.shuffled(f"holdout/{kind}", others)[: SIZES["class"]]))
+    size = SIZES[kind]
+    if kind == "coherent":
+        taken = draw_request(kind, split_seed) if validation else Drawn((), ())
+        train, unseen = set(pool.train) - set(taken.forget), set(pool.unseen) - set(taken.holdout)
+        anchor = pool.shuffled(name, train)[0]
+        return Drawn(_sorted(pool.nearest(anchor, train, size)), _sorted(pool.nearest(anchor, unseen, size // 2)))
+    first = size if validation else 0
+    forget = pool.shuffled(kind, pool.train)[first : first + size]
+    holdout = pool.shuffled(f"holdout/{kind}", pool.unseen)[first : first + size]
+    return Drawn(_sorted(forget), _sorted(holdout))
+
+
+def _sorted(rows: Iterable[int]) -> tuple[int, ...]:
+    return tuple(sorted(rows))
