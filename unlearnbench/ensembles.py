@@ -16,7 +16,7 @@ from torch.nn.functional import batch_norm, conv2d, cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unlearnbench.progress import Meter
-from unlearnbench.training import DivergedError, Recipe, batches, fit, make_optimizer, rate, step_count
+from unlearnbench.training import DivergedError, Recipe, batches, fit, in_bf16, make_optimizer, rate, step_count
 
 #: Layers that treat every row and channel alike, so that stacked models need nothing of their own for them.
 _INDIFFERENT = (
@@ -44,7 +44,7 @@ def train_ensemble(
 
     Args:
         build: Makes a fresh model, its weights drawn from the seed alone.
-        inputs: All rows, ``[n, ...]``; batched: ``[n, features]`` or ``[n, channels, height, width]``.
+        inputs: All rows, on the device of the models, ``[n, ...]``; batched: ``[n, features]`` or ``[n, channels, height, width]``.
         targets: Class numbers, int64: ``[n]``, or ``[N, n]`` where each model has its own labels.
         members: Which rows each model is trained on, bool ``[N, n]``.
         seeds: One per model, for its weights and the order of its rows.
@@ -67,13 +67,13 @@ def train_ensemble(
         raise ValueError(f"targets is {list(targets.shape)}; allowed: [{n}] or [{count}, {n}]")
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; allowed: 1 or more")
-    rows = [mask.nonzero().flatten() for mask in members]
+    rows = [mask.nonzero().flatten().to(inputs.device) for mask in members]
     if empty := [i for i, own in enumerate(rows) if not len(own)]:
         raise ValueError(f"{label}: model {empty[0]} has no rows")
     targets = targets.expand(count, n)
     if not batched:
         return [_train_alone(build, inputs, targets[i], rows[i], seeds[i], recipe, f"{label} {i + 1}/{count}") for i in range(count)]
-    for name, allowed in (("precision", "fp32"), ("accumulate", 1), ("checkpointing", False)):
+    for name, allowed in (("accumulate", 1), ("checkpointing", False)):
         if getattr(recipe, name) != allowed:
             raise ValueError(f"{name} is {getattr(recipe, name)!r}; batched training allows {allowed!r} only")
     # Models with equal numbers of steps share epochs and learning rates; only an epoch's last batch can differ in size.
@@ -146,8 +146,9 @@ def _train_together(
             sizes = torch.tensor([len(own) for own in taken], device=inputs.device)
             index = nn.utils.rnn.pad_sequence(list(taken))  # [largest batch, models], row 0 where a batch is shorter
             real = torch.arange(len(index), device=inputs.device)[:, None] < sizes
-            logits = stack(inputs[index], None if bool(real.all()) else real).transpose(0, 1)
-            losses = cross_entropy(logits.flatten(0, 1), targets[lanes, index].flatten(), reduction="none")
+            with torch.autocast(inputs.device.type, torch.bfloat16, enabled=in_bf16(recipe)):
+                logits = stack(inputs[index], None if bool(real.all()) else real).transpose(0, 1)
+                losses = cross_entropy(logits.flatten(0, 1), targets[lanes, index].flatten(), reduction="none")
             losses = (losses.view(index.shape) * (real.to(losses.dtype) / sizes)).sum(0)
             total = losses.sum()
             torch.autograd.backward(total)
@@ -268,7 +269,8 @@ def _masked_batch_norm(
     `x` is ``[rows, N * channels, ...]``, `real` ``[rows, N]``, the others ``[N * channels]``; running statistics change
     in place.
     """
-    per_model = x.shape[1] // real.shape[1]
+    per_model, shape, dtype = x.shape[1] // real.shape[1], x.shape, x.dtype
+    x = x.to(mean.dtype)  # under autocast: statistics are never summed in bf16
     spread = x.flatten(2) if x.dim() > 2 else x[:, :, None]
     mask = real.repeat_interleave(per_model, 1)[:, :, None].to(x.dtype)
     count = mask.sum((0, 2)) * spread.shape[2]
@@ -280,7 +282,7 @@ def _masked_batch_norm(
     with torch.no_grad():
         mean.lerp_(mu, momentum)
         variance.lerp_(var * count / (count - 1), momentum)
-    return (centred * ((var + eps).rsqrt() * weight)[:, None] + bias[:, None]).view(x.shape)
+    return (centred * ((var + eps).rsqrt() * weight)[:, None] + bias[:, None]).view(shape).to(dtype)
 
 
 def _chain(model: nn.Module, recipe: Recipe) -> list[tuple[str, nn.Module]]:
