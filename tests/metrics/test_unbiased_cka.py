@@ -114,7 +114,7 @@ def test_errors() -> None:
         unbiased_cka(good[:3], good[:3])
     with pytest.raises(ValueError, match="NaN or infinite"):
         unbiased_cka(good, np.where(good > good[0, 0], np.inf, good))
-    for constant in (np.zeros((6, 2)), np.full((6, 2), 0.1, np.float32)):
+    for constant in (np.zeros((6, 2)), np.full((6, 2), 0.1, np.float32), 1e3 + 1e-6 * good):
         with pytest.raises(ValueError, match="all 6 rows are the same"):
             unbiased_cka(good, constant)
 
