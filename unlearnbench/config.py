@@ -21,7 +21,6 @@ from unlearnbench.document import Document
 from unlearnbench.fields import FieldError, problem, resolved
 from unlearnbench.registry import Group
 
-_T = TypeVar("_T")
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 _LABEL = r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*(\[[^\[\]/\\]*(\[[^\[\]/\\]*\][^\[\]/\\]*)*\])?$"
 """A word, or a word with a grid's point in brackets: labels become file names."""
@@ -209,9 +208,9 @@ def _resolve(doc: Document, folder: Path) -> Suite:
     if isinstance(data.get("tracks"), list):
         data["tracks"] = [_track(doc, track, ("tracks", i), folder) for i, track in enumerate(data["tracks"])]
     suite = _checked(Suite, data, doc, ())
-    _unique(suite.seeds, doc, ("seeds",), "seed")
-    labels = [(track.scenario.label, request) for track in suite.tracks for request in track.requests]
-    _unique([f"{scenario} {request}" for scenario, request in labels], doc, ("tracks",), "scenario and request")
+    _unique(((seed, ("seeds", i)) for i, seed in enumerate(suite.seeds)), doc, "seed")
+    places = ((f"{t.scenario.label} {request}", ("tracks", i)) for i, t in enumerate(suite.tracks) for request in t.requests)
+    _unique(places, doc, "scenario and request")
     return suite
 
 
@@ -231,8 +230,9 @@ def _track(doc: Document, data: Any, path: document.Path, folder: Path) -> Any:
         data[key] = specs[0] if key == "scenario" else specs
     track = _checked(Track, data, doc, path)
     for key in ("methods", "attacks", "metrics"):
-        _unique([point.label for spec in getattr(track, key) for point in expand(spec)], doc, (*path, key), "label")
-    _unique(track.requests, doc, (*path, "requests"), "request")
+        made: list[PluginSpec] = list(getattr(track, key))
+        _unique(((point.label, (*path, key, i)) for i, spec in enumerate(made) for point in expand(spec)), doc, "label")
+    _unique(((request, (*path, "requests", i)) for i, request in enumerate(track.requests)), doc, "request")
     known = [request.name for request in registry.load("scenarios", track.scenario.name).requests()]
     for i, request in enumerate(track.requests):
         if request not in known:
@@ -308,10 +308,13 @@ def _checked(model: type[Model], data: Mapping[str, Any], doc: Document, path: d
         raise UserError(f"{doc.where(at)}: {inside}{problem(errors, model.model_fields)}") from error
 
 
-def _unique(values: Sequence[_T], doc: Document, path: document.Path, what: str) -> None:
-    for value in values:
-        if values.count(value) > 1:
+def _unique(places: Iterable[tuple[Any, document.Path]], doc: Document, what: str) -> None:
+    """Refuse a value that is given twice, at its second place."""
+    seen = []
+    for value, path in places:
+        if value in seen:
             raise UserError(f"{doc.where(path)}: {_dots(path)}: the {what} {value!r} is given more than once; once is allowed")
+        seen.append(value)
 
 
 def _dots(path: document.Path) -> str:

@@ -125,8 +125,9 @@ def problem(errors: Sequence[ErrorDetails], known: Iterable[str]) -> str:
     if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"field {field!r} is missing; it has no default"
     place = field + "".join(f"[{part}]" for part in first["loc"][1:] if isinstance(part, int))
-    alternatives = dict.fromkeys(_allowed(e) for e in errors if e["loc"][:1] == first["loc"][:1] and e["input"] == first["input"])
-    return f"field {place!r} is {shorten(first['input'])}, {' or '.join(alternatives)}"
+    value = shorten(first["input"])  # compared as text: NaN is not equal to itself
+    alternatives = dict.fromkeys(_allowed(e) for e in errors if e["loc"][:1] == first["loc"][:1] and shorten(e["input"]) == value)
+    return f"field {place!r} is {value}, {' or '.join(alternatives)}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -135,8 +136,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     >>> did_you_mean("grad_dif", ["npo", "grad_diff"])
     " (did you mean 'grad_diff'?)"
     """
-    close = difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)
-    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def one_line(error: BaseException) -> str:
@@ -154,7 +155,7 @@ def _allowed(error: ErrorDetails) -> str:
     """Pydantic's message as what must hold: "must be greater than 0"."""
     message = error["msg"].removeprefix("Value error, ")
     message = re.sub(r"^[A-Z]\w* should ", "must ", message)
-    return re.sub(r" after validation, not \d+$", "", message).replace("valid array", "list")
+    return re.sub(r" after validation, not \d+$", "", message).replace("valid array", "list").replace("valid tuple", "list")
 
 
 @functools.cache

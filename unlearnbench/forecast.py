@@ -113,7 +113,7 @@ def duration(seconds: float) -> str:
     """A time as a person says it.
 
     >>> duration(0.2), duration(75), duration(7300)
-    ('< 1 s', '1 min 15 s', '2 h 2 min')
+    ('< 1 s', '1 min 15 s', '2 h 1 min')
     """
     if seconds < 1:
         return "< 1 s"
