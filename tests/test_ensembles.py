@@ -103,7 +103,7 @@ def test_bf16_is_that_of_fit(by: str) -> None:
 
     def variances(batched: bool, precision: Any) -> Tensor:
         recipe = Recipe(epochs=1, batch_size=8, lr=0.01, precision=precision if by == "recipe" else "fp32")
-        token = hardware.set(Hardware(dtype=precision))
+        token = hardware.set(Hardware(dtype=precision if by == "hardware" else "fp32"))
         try:
             models: list[Any] = train_ensemble(
                 lambda seed: convnet(3, seed), IMAGES.float(), LABELS, MEMBERS, SEEDS, recipe, batched=batched, chunk=3
