@@ -44,9 +44,9 @@ class Authors(Scenario):
     n_facts: Count = 4
     world_seed: int = 0
     """Seed of the fiction itself."""
-    epochs: Count = 20
-    batch_size: Count = 64
-    lr: Annotated[float, Field(gt=0)] = 3e-3
+    epochs: Count = 15
+    batch_size: Count = 32
+    lr: Annotated[float, Field(gt=0)] = 4e-3
     width: Count = 128
     n_layers: Count = 2
     retain_authors: Count = 20
@@ -175,7 +175,7 @@ class Authors(Scenario):
     @property
     def recipe(self) -> Recipe:
         """How the original and the oracles are trained."""
-        return Recipe(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, weight_decay=0.1, schedule="cosine", warmup=0.1, clip=1.0)
+        return Recipe(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, weight_decay=0.01, schedule="cosine", warmup=0.1, clip=1.0)
 
     def training_settings(self, plan: Plan) -> dict[str, Any]:
         """See `Scenario.training_settings`."""
