@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import replace
+from functools import cache
 
 import torch
 
@@ -31,10 +32,14 @@ NETS = {
 }
 
 
+# Read once per process, in the warm-up: reading is no part of training.
+images = cache(digits_nets.images)
+
+
 def train(net: str, seeds: range, epochs: int, batched: bool, chunk: int) -> int:
     """Train one oracle per seed: 1,400 images less 112 mislabelled ones. Returns how many were trained."""
     build, width, recipe = NETS[net]
-    inputs, labels = digits_nets.images()
+    inputs, labels = images()
     members = torch.zeros(len(seeds), len(inputs), dtype=torch.bool)
     members[:, torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))[112:1400]] = True
     models = train_ensemble(
