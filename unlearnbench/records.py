@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from unlearnbench.api import UserError
 from unlearnbench.files import write_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 MAX_CLUSTERS = 64
 Status = Literal["done", "skipped", "failed"]
 

@@ -175,7 +175,9 @@ class Authors(Scenario):
     @property
     def recipe(self) -> Recipe:
         """How the original and the oracles are trained."""
-        return Recipe(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, weight_decay=0.01, schedule="cosine", warmup=0.1, clip=1.0)
+        return Recipe(
+            epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, weight_decay=0.01, schedule="cosine", warmup=0.1, clip=1.0
+        )
 
     def training_settings(self, plan: Plan) -> dict[str, Any]:
         """See `Scenario.training_settings`."""
@@ -189,7 +191,7 @@ class Authors(Scenario):
     def build(self, seed: int) -> nn.Module:
         """See `Scenario.build`."""
         vocabulary = len(self._world().encoder.tokenizer)
-        model = build_model(vocabulary, seed=seed, hidden_size=self.width, n_layers=self.n_layers, max_length=MAX_LENGTH)
+        model: nn.Module = build_model(vocabulary, seed=seed, hidden_size=self.width, n_layers=self.n_layers, max_length=MAX_LENGTH)
         return model.to(hardware.get().device)
 
     def train_view(self, plan: Plan) -> TrainView:
