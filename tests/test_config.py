@@ -120,7 +120,7 @@ MISTAKES = [
     (
         "requests: [one, two]",
         "requests: [one, three]",
-        "suite.yaml:7: tracks.0.requests.1 is 'three'; the requests of plugins.py:Small are: one, two",
+        "suite.yaml:7: tracks.0.requests.1 is 'three'; plugins.py:Small has the requests one, two",
     ),
     ("requests: [one, two]", "requests: [one, one]", "suite.yaml:7: tracks.0.requests.1: the request 'one' is given more than once"),
     ("requests: [one, two]", "requests: []", "suite.yaml:7: tracks.0: field 'requests' is [], must have at least 1 item"),

@@ -76,9 +76,8 @@ def print_listing(console: Console, groups: Sequence[Group]) -> None:
 def print_description(console: Console, group: Group, name: str) -> None:
     """One plugin: its docstring, its facts, its module's source note, and a table of its fields."""
     cls = registry.load(group, name)
-    console.print(
-        f"[bold]{escape(registry.plugin_name(cls))}[/bold] ({group.removesuffix('s')}, {escape(cls.__module__)}:{cls.__qualname__})\n"
-    )
+    where = name if registry.is_path(name) else f"{cls.__module__}:{cls.__qualname__}"
+    console.print(f"[bold]{escape(registry.plugin_name(cls))}[/bold] ({group.removesuffix('s')}, {escape(where)})\n")
     doc = inspect.cleandoc(cls.__dict__.get("__doc__") or "") if summary(cls) else "(no description)"
     module = inspect.getmodule(cls)
     for text in (doc, inspect.cleandoc(module.__doc__ or "") if module else ""):

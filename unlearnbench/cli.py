@@ -252,10 +252,10 @@ def leaderboard(
     form: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.table,
 ) -> None:
     """Show the leaderboard of a folder of records; reads files only."""
-    from unlearnbench import report
-
     if not results.is_dir():
         raise UserError(f"{results} is no folder; records are in a folder such as runs/quickstart")
+    from unlearnbench import report
+
     typer.echo(report.leaderboard(results, scenario=scenario, sort=sort, fmt=form.value))
 
 

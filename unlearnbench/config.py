@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field
 from unlearnbench import document, registry
 from unlearnbench.api import Method, Plugin, Scenario, UserError
 from unlearnbench.document import Document
-from unlearnbench.fields import FieldError, problem, resolved
+from unlearnbench.fields import FieldError, did_you_mean, problem, resolved
 from unlearnbench.registry import Group
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -236,8 +236,8 @@ def _track(doc: Document, data: Any, path: document.Path, folder: Path) -> Any:
     known = [request.name for request in registry.load("scenarios", track.scenario.name).requests()]
     for i, request in enumerate(track.requests):
         if request not in known:
-            at = (*path, "requests", i)
-            raise UserError(f"{doc.where(at)}: {_dots(at)} is {request!r}; the requests of {track.scenario.name} are: {', '.join(known)}")
+            at, hint = (*path, "requests", i), did_you_mean(request, known)
+            raise UserError(f"{doc.where(at)}: {_dots(at)} is {request!r}{hint}; {track.scenario.name} has the requests {', '.join(known)}")
     return track
 
 
