@@ -290,10 +290,21 @@ def test_a_need_without_moments_is_served_by_the_one_with_them() -> None:
 def test_moments_skip_tokens_of_probability_zero() -> None:
     # p = (1/4, 3/4, 0): mean = log(1/4)/4 + 3 log(3/4)/4; variance = (3/16) log(3)^2.
     logits = torch.tensor([[[0.0, np.log(3.0), -np.inf]]])
-    logprob, hit, mean, variance = token_statistics(logits, torch.tensor([[1]]), moments=True).flatten().tolist()
+    one = torch.ones(1, 1, dtype=torch.long)
+    logprob, hit, mean, variance = token_statistics(logits, one, one, torch.tensor([True])).flatten().tolist()
     assert (logprob, hit) == (pytest.approx(np.log(0.75)), 1.0)
     assert mean == pytest.approx((np.log(0.25) + 3 * np.log(0.75)) / 4)
     assert variance == pytest.approx(3 / 16 * np.log(3) ** 2)
+
+
+def test_statistics_are_made_only_where_they_are_wanted() -> None:
+    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    scored = torch.tensor([[1, 1, 0], [0, 1, 1]])
+    made = token_statistics(logits, torch.zeros(2, 3, dtype=torch.long), scored, torch.tensor([False, True])).isfinite()
+    assert torch.equal(made[0], scored.bool())
+    assert torch.equal(made[1], scored.bool())
+    assert torch.equal(made[2], torch.tensor([[False] * 3, [False, True, True]]))
+    assert torch.equal(made[3], made[2])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,9 @@ from torch import nn
 from unlearnbench import layers
 from unlearnbench.api import Need, UserError
 from unlearnbench.evidence import Evidence, Tokens
-from unlearnbench.scenarios.text_forward import Answer, Forward, Prompt, Scores
+from unlearnbench.scenarios.text_forward import Answer, Forward, Pair, Prompt, Scores
 
 Encode = Callable[[str], Sequence[int]]
-Pair = tuple[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +191,7 @@ def _teacher_forced(forward: Forward, texts: _Texts, group: Group) -> dict[Pair,
         asked.setdefault(texts.prompt(prompt), []).append(texts.answer(answer))
     return forward.score(
         asked,
-        moments=any(need.moments for need in group if need.what == "tokens"),
+        moments={pair for need, pairs in group.items() if need.what == "tokens" and need.moments for row in pairs for pair in row},
         features=sorted({need.layer for need in group if need.what == "features"}),
     )
 

@@ -11,7 +11,7 @@ Knows batches, padding, keys and values, conditions; nothing of splits, needs or
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -25,7 +25,10 @@ from transformers import PreTrainedModel
 from unlearnbench import layers
 
 Item = TypeVar("Item")
-_CHUNK = 512  # Positions upcast at a time: bounds the float32 copy of the logits to 512 x vocabulary.
+Pair = tuple[str, str]
+"""The texts of a prompt and an answer."""
+# Logits upcast at a time: bounds the float32 copies, and on a processor keeps them in its cache (4 MiB).
+_CHUNK, _CHUNK_CPU = 1 << 26, 1 << 20
 
 
 class Prompt(NamedTuple):
@@ -45,8 +48,8 @@ class Answer(NamedTuple):
 class Scores(NamedTuple):
     """What teacher forcing gives for one (prompt, answer) of T answer tokens, the end token included.
 
-    statistics: float32 [2 or 4, T]: log-probability, arg-max hit (0 or 1), then mean and variance of the log-probability under
-        the model's own distribution if they were asked for.
+    statistics: float32 [4, T]: log-probability, arg-max hit (0 or 1), mean and variance of the log-probability under the model's
+        own distribution (nan if they were not asked for).
     features: block -> float32 [width], mean over the answer's tokens but for the end token.
     """
 
@@ -54,26 +57,34 @@ class Scores(NamedTuple):
     features: dict[int, NDArray[np.float32]]
 
 
-def token_statistics(logits: Tensor, targets: Tensor, *, moments: bool) -> Tensor:
-    """Per-position statistics [2 or 4, B, T] of `logits` [B, T, V] against `targets` [B, T]; see `Scores.statistics`.
+def token_statistics(logits: Tensor, targets: Tensor, scored: Tensor, moments: Tensor) -> Tensor:
+    """Statistics of `targets` [B, T] under `logits` [B, T, V] where `scored` [B, T] is not 0; see `Scores.statistics`.
 
     With p the softmax of the logits: mean = sum_v p_v log p_v and variance = sum_v p_v (log p_v - mean)^2, where a token of
     probability 0 adds nothing.
+
+    Returns:
+        [4, B, T], float32 at least; nan where not scored, and for mean and variance also in rows where `moments` [B] is False.
     """
-    parts = []
-    flat, wanted = logits.flatten(0, 1), targets.flatten()
-    for chunk, target in zip(torch.split(flat, _CHUNK), torch.split(wanted, _CHUNK), strict=True):
-        chunk = chunk.to(torch.promote_types(chunk.dtype, torch.float32))
-        logp = chunk.log_softmax(-1)
-        rows = [logp.gather(-1, target[:, None])[:, 0], (chunk.argmax(-1) == target).to(logp.dtype)]
-        if moments:
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    statistics = torch.full((4, targets.numel()), torch.nan, dtype=dtype, device=logits.device)
+    flat, target, with_moments = logits.flatten(0, 1), targets.flatten(), moments[:, None].expand_as(targets).flatten()
+    size = max(1, (_CHUNK_CPU if logits.device.type == "cpu" else _CHUNK) // logits.shape[-1])
+    for places in torch.split(scored.flatten().nonzero()[:, 0], size):
+        values = flat.index_select(0, places).to(dtype)
+        wanted = target[places]
+        logp = values.log_softmax(-1)
+        statistics[0, places] = logp.gather(-1, wanted[:, None])[:, 0]
+        statistics[1, places] = (values.argmax(-1) == wanted).to(dtype)
+        chosen = with_moments[places]
+        if chosen.any():
+            # A logit of -inf would give 0 * -inf = nan; exp(-1000) is 0 in double precision too.
+            logp = logp[chosen].clamp_(min=-1000.0)
             p = logp.exp()
-            # A logit of -inf would give 0 * -inf = nan.
-            logp = logp.masked_fill(p == 0, 0.0)
-            mean = (p * logp).sum(-1)
-            rows += [mean, (p * (logp - mean[:, None]).square()).sum(-1)]
-        parts.append(torch.stack(rows))
-    return torch.cat(parts, 1).reshape(-1, *targets.shape)
+            mean = torch.linalg.vecdot(p, logp)
+            statistics[2, places[chosen]] = mean
+            statistics[3, places[chosen]] = torch.linalg.vecdot(p, logp.sub_(mean[:, None]).square_())
+    return statistics.reshape(4, *targets.shape)
 
 
 def batches(items: Iterable[Item], *, width: Callable[[Item], int], rows: Callable[[Item], int], budget: int) -> Iterator[list[Item]]:
@@ -129,12 +140,12 @@ class Forward:
         known = any("logits_to_keep" in inspect.signature(module.forward).parameters for module in models)
         return {"logits_to_keep": count} if known else {}
 
-    def score(self, asked: Mapping[Prompt, Sequence[Answer]], *, moments: bool, features: Sequence[int]) -> dict[tuple[str, str], Scores]:
+    def score(self, asked: Mapping[Prompt, Sequence[Answer]], *, moments: Set[Pair], features: Sequence[int]) -> dict[Pair, Scores]:
         """Teacher-force every answer of every prompt once.
 
         Args:
             asked: prompt -> its answers, without repetition.
-            moments: whether to compute the mean and variance of the log-probability.
+            moments: (prompt text, answer text) of the sequences whose mean and variance of the log-probability are computed.
             features: blocks whose outputs are averaged.
 
         Returns:
@@ -142,7 +153,7 @@ class Forward:
         """
         alone = [(prompt, answers[0]) for prompt, answers in asked.items() if len(answers) == 1]
         several = [(prompt, answers) for prompt, answers in asked.items() if len(answers) > 1]
-        scores: dict[tuple[str, str], Scores] = {}
+        scores: dict[Pair, Scores] = {}
         # A model without a list of blocks can still be scored where nobody asks for features.
         recording: AbstractContextManager[Mapping[int, Tensor]] = layers.captured(self.model, features) if features else nullcontext({})
         with recording as outputs:
@@ -159,22 +170,20 @@ class Forward:
                 scores.update(self._score_shared(group, moments, outputs))
         return scores
 
-    def _score_whole(
-        self, pairs: Sequence[tuple[Prompt, Answer]], moments: bool, outputs: Mapping[int, Tensor]
-    ) -> dict[tuple[str, str], Scores]:
+    def _score_whole(self, pairs: Sequence[tuple[Prompt, Answer]], moments: Set[Pair], outputs: Mapping[int, Tensor]) -> dict[Pair, Scores]:
         """One pass over prompt and answer, padded on the left: what predicts and reads answers is at the end of every row."""
         ids, mask = self._padded([prompt.ids + answer.ids[:-1] for prompt, answer in pairs], "left")
         targets, scored = self._padded([answer.ids for _, answer in pairs], "left")
         kept = targets.shape[1]
         with self._conditioned([prompt.text for prompt, _ in pairs]):
             result = self.model(input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=False, **self._last(kept))
-        statistics = token_statistics(result.logits[:, -kept:], targets, moments=moments)
+        statistics = token_statistics(result.logits[:, -kept:], targets, scored, self._among(pairs, moments))
         hidden = {layer: output[:, -(kept - 1) :] for layer, output in outputs.items()}
         return _unpadded(pairs, statistics, scored, hidden, scored[:, :-1])
 
     def _score_shared(
-        self, group: Sequence[tuple[Prompt, Sequence[Answer]]], moments: bool, outputs: Mapping[int, Tensor]
-    ) -> dict[tuple[str, str], Scores]:
+        self, group: Sequence[tuple[Prompt, Sequence[Answer]]], moments: Set[Pair], outputs: Mapping[int, Tensor]
+    ) -> dict[Pair, Scores]:
         """One pass over prompts, padded on the left, and one over all their answers, padded on the right, on the prompts' cache."""
         prompts = [prompt for prompt, _ in group]
         ids, mask = self._padded([prompt.ids for prompt in prompts], "left")
@@ -187,7 +196,8 @@ class Forward:
 
         targets, scored = self._padded([answer.ids for _, answer in pairs], "right")
         # Statistics of an answer's first token come from its prompt's last position.
-        first = token_statistics(result.logits[:, -1:].index_select(0, owner), targets[:, :1], moments=moments)
+        chosen = self._among(pairs, moments)
+        first = token_statistics(result.logits[:, -1:].index_select(0, owner), targets[:, :1], scored[:, :1], chosen)
         ids, fed = self._padded([answer.ids[:-1] for _, answer in pairs], "right")
         start = mask.sum(1).index_select(0, owner)
         with self._conditioned([prompt.text for prompt, _ in pairs]):
@@ -198,7 +208,7 @@ class Forward:
                 past_key_values=cache,
                 use_cache=True,
             )
-        statistics = torch.cat([first, token_statistics(result.logits, targets[:, 1:], moments=moments)], 2)
+        statistics = torch.cat([first, token_statistics(result.logits, targets[:, 1:], fed, chosen)], 2)
         return _unpadded(pairs, statistics, scored, outputs, fed)
 
     def generate(self, prompts: Iterable[Prompt], *, max_new_tokens: int) -> dict[str, list[int]]:
@@ -223,6 +233,10 @@ class Forward:
                 continued[prompt.text] = row[: row.index(self.end)] if self.end in row else row
         return continued
 
+    def _among(self, pairs: Iterable[tuple[Prompt, Answer]], chosen: Set[Pair]) -> Tensor:
+        """Whether each sequence is one of the chosen ones, bool [pairs]."""
+        return torch.tensor([(prompt.text, answer.text) in chosen for prompt, answer in pairs], device=self.device)
+
     def _padded(self, rows: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
         """Token ids and mask (1 on tokens, 0 on padding), both int64 [rows, longest], padded on the side "left" or "right"."""
         longest = max(map(len, rows))
@@ -242,8 +256,8 @@ def _positions(mask: Tensor) -> Tensor:
 
 def _unpadded(
     pairs: Sequence[tuple[Prompt, Answer]], statistics: Tensor, scored: Tensor, hidden: Mapping[int, Tensor], fed: Tensor
-) -> dict[tuple[str, str], Scores]:
-    """Take the rows of a batch apart: statistics [K, B, T] where `scored` [B, T] is 1, means of hidden [B, S, W] where `fed` [B, S] is."""
+) -> dict[Pair, Scores]:
+    """Take the rows of a batch apart: statistics [4, B, T] where `scored` [B, T] is 1, means of hidden [B, S, W] where `fed` [B, S] is."""
     values, chosen = statistics.float().cpu().numpy(), scored.bool().cpu().numpy()
     means = {}
     for layer, output in hidden.items():
