@@ -23,10 +23,13 @@ worlds = pytest.mark.parametrize(
 )
 
 
+def view_of(view: MethodView) -> AttackView:
+    return attack_view(view, {"forget_part": view.forget})
+
+
 def attacked(attack: Relearning, model: nn.Module, view: MethodView, seed: int = 0) -> list[tuple[int, bool, str]]:
     """Step, whether it is the last, and the weights' hash of each stage, read as the core reads it: before going on."""
-    part = attack_view(view, {"forget_part": view.forget})
-    return [(stage.step, stage.final, model_hash(stage.model)) for stage in attack.stages(model, part, seed=seed)]
+    return [(stage.step, stage.final, model_hash(stage.model)) for stage in attack.stages(model, view_of(view), seed=seed)]
 
 
 @worlds
@@ -52,7 +55,7 @@ def test_the_last_stage_is_one_uninterrupted_training(view: MethodView, build: C
         view.loss(model, rows.batch(index)).mean().backward()
         optimizer.step()
     last = build()
-    for _ in attack.stages(last, attack_view(settings, {"forget_part": view.forget}), seed=0):
+    for _ in attack.stages(last, view_of(settings), seed=0):
         pass
     for one, other in zip(model.parameters(), last.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
@@ -60,16 +63,14 @@ def test_the_last_stage_is_one_uninterrupted_training(view: MethodView, build: C
 
 @worlds
 def test_what_happens_between_stages_changes_nothing(view: MethodView, build: Callable[[], nn.Module]) -> None:
-    attack, model = Relearning(steps=(0, 2, 4), lr=0.02), build()
+    attack, model = Relearning(steps=(0, 2, 4), lr=0.02), build().train()
     hashes = []
-    for stage in attack.stages(model, attack_view(view, {"forget_part": view.forget}), seed=0):
+    for stage in attack.stages(model, view_of(view), seed=0):
         assert stage.model is model
         assert not any(module.training for module in model.modules())
         hashes.append(model_hash(model))
         torch.manual_seed(len(hashes))
-        model.train()
         with torch.no_grad():
-            model.eval()
             view.loss(model, view.retain.train.batch(range(4)))
     assert hashes == [weights for _, _, weights in attacked(attack, build(), view)]
 
@@ -116,6 +117,11 @@ def test_batch_norm_moves_only_when_asked() -> None:
     assert statistics(Relearning(steps=(0, 4), lr=0.1, batch_norm="train")) == [False, False]
 
 
+def test_dropout_is_off() -> None:
+    with_dropout, without = (nn.Sequential(tiny_vision_model(), nn.Dropout(rate)) for rate in (0.5, 0.0))
+    assert attacked(Relearning(steps=(0, 3)), with_dropout, VISION) == attacked(Relearning(steps=(0, 3)), without, VISION)
+
+
 def test_weights_that_a_method_froze_are_trained_too() -> None:
     model = tiny_vision_model().requires_grad_(False)
     assert attacked(Relearning(steps=(0, 3)), model, VISION) == attacked(Relearning(steps=(0, 3)), tiny_vision_model(), VISION)
@@ -156,10 +162,6 @@ def test_steps_that_do_not_rise_from_zero_are_refused(steps: list[Any]) -> None:
         stages: Iterator[Stage] = Relearning(steps=tuple(steps)).stages(tiny_vision_model(), view_of(VISION), seed=0)
         with pytest.raises(UserError, match="steps are"):
             next(stages)
-
-
-def view_of(view: MethodView) -> AttackView:
-    return attack_view(view, {"forget_part": view.forget})
 
 
 def test_settings_come_from_json() -> None:
