@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from unlearnbench.api import AttackView, Batch, Data, MethodView, Split, UserError
+from unlearnbench.api import AttackView, MethodView, Split, UserError
+from unlearnbench.scenarios.images import ImageData, image_loss
 from unlearnbench.scenarios.language import Encoder, TextData, text_loss
 from unlearnbench.scenarios.text import Example, PromptTemplate
 from unlearnbench.scenarios.tiny_lm import build_model, build_tokenizer
@@ -34,23 +34,6 @@ CLASSES = 3
 """Classes of the blobs; class 0 is to be forgotten."""
 
 
-class ImageRows(Data):
-    """Images and their classes. A batch has images and labels."""
-
-    def __init__(self, images: Tensor, labels: Tensor, ids: Sequence[str]) -> None:
-        self.images, self.labels, self.ids = images, labels, tuple(ids)
-        self.clusters = tuple(str(int(label)) for label in labels)
-
-    def take(self, index: Sequence[int]) -> ImageRows:
-        """See `Data.take`."""
-        return ImageRows(self.images[list(index)], self.labels[list(index)], [self.ids[i] for i in index])
-
-    def batch(self, index: Sequence[int] | Tensor) -> Batch:
-        """See `Data.batch`."""
-        rows = torch.as_tensor(index)
-        return {"images": self.images[rows], "labels": self.labels[rows]}
-
-
 class TinyNet(nn.Module):
     """A perceptron with batch-norm: images [B, 1, 4, 4] -> logits [B, CLASSES]."""
 
@@ -62,11 +45,6 @@ class TinyNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits of the classes."""
         return self.head(self.blocks(images).relu())  # type: ignore[no-any-return]
-
-
-def vision_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy [B]."""
-    return functional.cross_entropy(model(batch["images"]), batch["labels"], reduction="none")
 
 
 def tiny_tokenizer() -> Any:
@@ -121,7 +99,7 @@ def tiny_vision_view(seed: int = 0) -> MethodView:
 
     def split(name: str, labels: Tensor) -> Split:
         noise = torch.randn(len(labels), 1, 4, 4, generator=generator, dtype=torch.float64)
-        rows = ImageRows(centres[labels] + noise, labels, [f"{name}/{i}" for i in range(len(labels))])
+        rows = ImageData(centres[labels] + noise, labels, [f"{name}/{i}" for i in range(len(labels))])
         return Split(train=rows, eval=rows)
 
     return MethodView(
@@ -131,7 +109,7 @@ def tiny_vision_view(seed: int = 0) -> MethodView:
         classes=CLASSES,
         tokenizer=None,
         recipe=Recipe(epochs=20, batch_size=8, lr=0.05, optimizer="sgd", momentum=0.9),
-        loss=vision_loss,
+        loss=image_loss,
         encode=None,
         forget=split("forget", torch.zeros(10, dtype=torch.long)),
         retain=split("retain", torch.arange(20) % (CLASSES - 1) + 1),

@@ -133,7 +133,7 @@ def test_keywords_are_whole_words() -> None:
 def test_without_words_of_its_own_or_questions_the_filter_says_so() -> None:
     with pytest.raises(UserError, match="is in a retain question too"):
         KeywordFilter().unlearn(tiny_language_model(), replace(VIEW, forget=VIEW.retain), seed=0)
-    with pytest.raises(UserError, match="ImageRows has no examples"):
+    with pytest.raises(UserError, match="ImageData has no examples"):
         KeywordFilter().unlearn(tiny_language_model(), replace(VIEW, forget=tiny_vision_view().forget), seed=0)
 
 
