@@ -67,9 +67,13 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen.update(board=(folder, options))
         return "THE TABLE"
 
+    def write_all(folder: Path) -> list[Path]:
+        seen.update(written=folder)
+        return [folder / "leaderboard.md", folder / "leaderboard.png"]
+
     stub("runner", run_suite=run_suite)
     stub("tuning", tune_suite=run_suite)
-    stub("report", write_all=lambda folder: seen.update(written=folder), leaderboard=leaderboard)
+    stub("report", write_all=write_all, leaderboard=leaderboard)
     return seen
 
 
@@ -173,7 +177,7 @@ def test_run_passes_everything_on_and_shows_the_table(folder: Path, parts: dict[
     assert (parts["suite"].seeds, parts["suite"].oracles) == ((3, 4), 5)
     assert (parts["workers"], parts["device"], parts["dtype"], parts["store"]) == (2, "cpu", "fp32", "s3://x")
     assert parts["out"] == parts["written"] == Path("runs/small")
-    assert result.stdout == "THE TABLE\n"
+    assert result.stdout == "THE TABLE\npicture: runs/small/leaderboard.png\n"
     assert "[1/2] npo on small/one, seed 3: done\n[2/2]" in result.stderr
     assert "2 done, 0 skipped, 0 failed" in result.stderr
 
@@ -191,7 +195,7 @@ def test_a_failed_trial_is_exit_code_1_after_the_table(folder: Path, parts: dict
     parts["failed"] = 1
     result = call("run", "suite.yaml", "--device", "cpu")
     assert result.exit_code == 1
-    assert result.stdout == "THE TABLE\n"
+    assert result.stdout.startswith("THE TABLE\n")
 
 
 def test_tune_writes_beside_the_run(folder: Path, parts: dict[str, Any]) -> None:

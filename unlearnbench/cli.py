@@ -207,8 +207,9 @@ def run(
                 dtype=dtype.value,
                 on_record=reporter.record,
             )
-        report.write_all(folder)
+        written = report.write_all(folder)
         typer.echo(report.leaderboard(folder, scenario=None, sort=None, fmt="table"))
+        typer.echo(f"picture: {', '.join(str(path) for path in written if path.suffix in ('.png', '.svg'))}")
         _close(summary)
 
 

@@ -106,7 +106,8 @@ def print_plan(console: Console, forecast: Forecast, workers: int) -> None:
     console.print(f"to do: {counts or 'nothing'}; cached: {len(forecast.lines) - len(todo)}", highlight=False)
     if todo:
         wall = duration(forecast.seconds / workers)
-        console.print(f"about {wall} with {workers} workers (rough), {forecast.memory / 2**30:.1f} GiB for each", highlight=False)
+        memory = f"{forecast.memory / 2**30:.1f} GiB for each"
+        console.print(f"estimate, good to a factor of a few: {wall} with {workers} workers, {memory}", highlight=False)
 
 
 def duration(seconds: float) -> str:
