@@ -72,6 +72,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return [folder / "leaderboard.md", folder / "leaderboard.png"]
 
     stub("runner", run_suite=run_suite)
+    stub("forecast", plan=lambda suite, **options: (suite, options), print_plan=lambda console, *plan: seen.update(plan=plan))
     stub("tuning", tune_suite=run_suite)
     stub("report", write_all=write_all, leaderboard=leaderboard)
     return seen
@@ -196,6 +197,15 @@ def test_a_failed_trial_is_exit_code_1_after_the_table(folder: Path, parts: dict
     result = call("run", "suite.yaml", "--device", "cpu")
     assert result.exit_code == 1
     assert result.stdout.startswith("THE TABLE\n")
+
+
+def test_a_dry_run_plans_and_does_not_run(folder: Path, parts: dict[str, Any]) -> None:
+    result = call("run", "suite.yaml", "--device", "cpu", "--dtype", "bf16", "--workers", "3", "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    (suite, options), workers = parts["plan"]
+    assert (suite.suite, options, workers) == ("small", {"store": "runs/store", "device": "cpu", "dtype": "bf16"}, 3)
+    assert "out" not in parts
+    assert not (folder / "runs").exists()
 
 
 def test_tune_writes_beside_the_run(folder: Path, parts: dict[str, Any]) -> None:
