@@ -7,12 +7,13 @@ that all class requests have the same size.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from unlearnbench.attribution import classification_errors, cosines, last_layer_kernel
 from unlearnbench.scenarios.digits_nets import images as load_images
@@ -23,6 +24,7 @@ N_TRAIN, N_VALIDATION = 122, 12
 """Images of each class that are trained on, and that methods may look at; the others (40 to 49) are unseen."""
 SIZES = {"class": 122, "random": 122, "mislabelled": 100, "coherent": 80}
 """Rows forgotten: 10 %, 10 %, 8 % and 6.6 % of the 1,220 training images."""
+N_ANCHORS = 20
 
 
 def unique_images(images: Tensor) -> Tensor:
@@ -75,13 +77,32 @@ class Pool:
         probabilities: a fixed kernel that needs no training. Similarity is the cosine, so that ink does not count.
         """
         candidates = sorted(rows)
-        some = torch.tensor([anchor, *candidates])
-        logits = torch.zeros(len(some), N_CLASSES, dtype=torch.float64)
-        kernel = last_layer_kernel(self.images[some].flatten(1), classification_errors(logits, self.truth[some]))
         # Rounded: rows that tie but for the last bits keep their order on every machine.
-        likeness = cosines(kernel)[0, 1:].round(decimals=9)
-        order = likeness.argsort(descending=True, stable=True)[:n]
-        return [candidates[int(place)] for place in order]
+        alike = self._likeness[anchor, candidates].round(decimals=9)
+        return [candidates[int(place)] for place in alike.argsort(descending=True, stable=True)[:n]]
+
+    @cached_property
+    def _likeness(self) -> Tensor:
+        logits = torch.zeros(len(self.truth), N_CLASSES, dtype=torch.float64)
+        return cosines(last_layer_kernel(self.images.flatten(1), classification_errors(logits, self.truth)))
+
+    def coherent(self, purpose: str, rows: Iterable[int]) -> tuple[int, list[int]]:
+        """An anchor and the group of training `rows` around it.
+
+        Of some random anchors that one is taken whose group the other training images vote for least: a group that is like what
+        is left of its digit would be recognised by a model that never saw it, and nothing could be said of forgetting it.
+        """
+        candidates = sorted(rows)
+        groups = {anchor: self.nearest(anchor, candidates, SIZES["coherent"]) for anchor in self.shuffled(purpose, candidates)[:N_ANCHORS]}
+        anchor = min(groups, key=lambda anchor: self.support(groups[anchor]))
+        return anchor, groups[anchor]
+
+    def support(self, group: Sequence[int]) -> int:
+        """Votes for a group's own digits among the five nearest other training images (by cosine of pixels) of each of its images."""
+        unit = normalize(self.images.flatten(1).to(torch.float64))
+        others = sorted(set(self.train) - set(group))
+        voters = (unit[list(group)] @ unit[others].T).topk(5).indices
+        return int((self.truth[others][voters] == self.truth[list(group)][:, None]).sum())
 
     def data(self, rows: Iterable[int], labels: Tensor | None = None) -> ImageData:
         """These rows as a split, with their true classes or other `labels` ``[n]`` of all images."""
@@ -147,13 +168,27 @@ def draw_request(name: str, split_seed: int) -> Drawn:
     size = SIZES[kind]
     if kind == "coherent":
         taken = draw_request(kind, split_seed) if validation else Drawn((), ())
-        train, unseen = set(pool.train) - set(taken.forget), set(pool.unseen) - set(taken.holdout)
-        anchor = pool.shuffled(name, train)[0]
-        return Drawn(_sorted(pool.nearest(anchor, train, size)), _sorted(pool.nearest(anchor, unseen, size // 2)))
+        anchor, group = pool.coherent(name, set(pool.train) - set(taken.forget))
+        unseen = set(pool.unseen) - set(taken.holdout)
+        return Drawn(_sorted(group), _sorted(pool.nearest(anchor, unseen, size // 2)))
     first = size if validation else 0
     forget = pool.shuffled(kind, pool.train)[first : first + size]
     holdout = pool.shuffled(f"holdout/{kind}", pool.unseen)[first : first + size]
     return Drawn(_sorted(forget), _sorted(holdout))
+
+
+@cache
+def draw_shadow(name: str, split_seed: int, index: int) -> Drawn:
+    """Another forget set for a request: another class, another coherent group, or other random images; its holdout unless a class."""
+    pool, own = draw_pool(split_seed), draw_request(name, split_seed)
+    others = sorted(set(pool.train) - set(own.forget))
+    purpose = f"shadow/{name}/{index}"
+    if name.startswith("class"):
+        digit = int(pool.truth[pool.shuffled(purpose, others)[0]])
+        return draw_request(f"class{digit}", split_seed)
+    if name.endswith("coherent"):
+        return Drawn(_sorted(pool.coherent(purpose, others)[1]), own.holdout)
+    return Drawn(_sorted(pool.shuffled(purpose, others)[: len(own.forget)]), own.holdout)
 
 
 def _sorted(rows: Iterable[int]) -> tuple[int, ...]:

@@ -14,10 +14,10 @@ from unlearnbench.training import Recipe
 #: Mean and standard deviation of all pixels of the data set (0 to 16); scaling speeds up memorising several times.
 PIXEL_MEAN, PIXEL_STD = 4.884, 6.017
 
-MLP_WIDTH = 128
-MLP_RECIPE = Recipe(epochs=50, batch_size=64, lr=0.02, schedule="linear")
-CONVNET_WIDTH = 8
-CONVNET_RECIPE = Recipe(epochs=50, batch_size=64, lr=0.02, schedule="linear")
+MLP_WIDTH = 192
+MLP_RECIPE = Recipe(epochs=60, batch_size=64, lr=0.02, schedule="linear")
+CONVNET_WIDTH = 12
+CONVNET_RECIPE = Recipe(epochs=60, batch_size=64, lr=0.02, schedule="linear")
 
 
 def images() -> tuple[Tensor, Tensor]:

@@ -105,9 +105,8 @@ def image_evidence(model: nn.Module, splits: Mapping[str, ImageData], needs: fro
     wanted = sorted(needs, key=repr)
     for need in wanted:
         if need.split not in splits or not len(splits[need.split]):
-            raise UserError(
-                f"no rows given for split {need.split!r}; given: {', '.join(sorted(name for name in splits if len(splits[name])))}"
-            )
+            filled = sorted(name for name, data in splits.items() if len(data))
+            raise UserError(f"split {need.split!r} has no rows to score; with rows: {', '.join(filled)}")
         if need.what not in ("logits", "features"):
             raise UserError(f"a classifier of images has no {need.what}; it gives: logits, features")
     arrays: dict[Need, Floats] = {}
