@@ -37,6 +37,9 @@ class Digits(Scenario):
 
     Plans leave out images by id (`Plan.rows`). For a class request "test" and "holdout" are unseen images of the other classes. For
     mislabelled images holdout holds unseen images with labels made wrong in the same way. "holdout" and "test" share no image.
+
+    Measured with the MLP over 5 groups on 4 split seeds: models without a coherent group classify 0.22 to 0.87 of it, the original all; the
+    convolutional net fills the gap better (0.95 on split seed 1), so that its signal there is weak.
     """
 
     modality: ClassVar[Modality] = "vision"
