@@ -14,6 +14,8 @@ A record is never edited: new numbers are new files. What differs between two ru
 
 from __future__ import annotations
 
+import json
+import logging
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +29,8 @@ from unlearnbench.files import write_json
 
 SCHEMA_VERSION: Literal[1] = 1
 MAX_CLUSTERS = 64
+MANIFEST = "suite.json"
+"""Beside the records of a run: names them, so that those of earlier code or settings in the same folder are not shown."""
 Status = Literal["done", "skipped", "failed"]
 
 
@@ -112,6 +116,13 @@ class Record(_Schema):
         safe = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in self.trial.label)
         return f"{safe}-{self.key[:16]}.json"
 
+    def cell(self, metric: str, attack: str | None = None) -> Cell | None:
+        """The cell of a metric, with an attack at its strongest stage; of an attack that never came to a stage, the cell that says why."""
+        cells = [cell for cell in self.cells if cell.metric == metric and cell.attack == attack]
+        if attack is not None:
+            cells = [cell for cell in cells if cell.final] or [cell for cell in cells if cell.step is None]
+        return cells[0] if cells else None
+
     def stable(self) -> dict[str, Any]:
         """Everything but the volatile block: equal for two runs of the same trial on one machine."""
         return self.model_dump(mode="json", exclude={"volatile"})
@@ -164,17 +175,34 @@ def read_record(path: Path) -> Record:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """All records below a folder, by file name.
+    """All records below a folder, by path; of a folder whose `suite.json` names the records of its latest run, those alone.
+
+    A run that is not finished has named records that are not there yet: a warning says how many.
 
     Raises:
         UserError: there are none, or one cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder of records")
-    paths = sorted(path for path in folder.rglob("*-*.json") if not path.name.startswith("."))
+    paths = {path for path in folder.rglob("*-*.json") if not path.name.startswith(".")}
+    for manifest in folder.rglob(MANIFEST):
+        named = {manifest.parent / name for name in _named(manifest)}
+        paths -= {path for path in paths if path.parent == manifest.parent} - named
+        if missing := len(named - paths):
+            logging.getLogger(__name__).warning(
+                "%s: %d of %d records are not there yet; run the suite again to complete them", manifest.parent, missing, len(named)
+            )
     if not paths:
         raise UserError(f"{folder} holds no records (<label>-<key>.json)")
-    return [read_record(path) for path in paths]
+    return [read_record(path) for path in sorted(paths)]
+
+
+def _named(manifest: Path) -> list[str]:
+    try:
+        names = json.loads(manifest.read_bytes())["records"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{manifest} does not name the records of a run ({error!r}); run the suite again into this folder") from error
+    return list(names)
 
 
 def write_items(path: Path, items: Sequence[tuple[str, str | None, int | None, str, str, float]]) -> None:

@@ -24,7 +24,7 @@ from unlearnbench.files import content_key, write_json
 from unlearnbench.layers import model_hash
 from unlearnbench.planning import Skipped, trials_of
 from unlearnbench.provenance import machine, provenance
-from unlearnbench.records import Record, TrialInfo, read_record, write_items
+from unlearnbench.records import MANIFEST, Record, TrialInfo, read_record, write_items
 from unlearnbench.store import Store
 from unlearnbench.trial import (
     Place,
@@ -40,8 +40,6 @@ from unlearnbench.trial import (
     source_key,
     trial_key,
 )
-
-MANIFEST = "suite.json"
 
 
 @dataclass(frozen=True, kw_only=True)

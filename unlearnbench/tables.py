@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from unlearnbench.api import UserError
+from unlearnbench.comparisons import Column, Comparison, compare
 from unlearnbench.intervals import Interval, mean_interval, prediction_interval, tied
 from unlearnbench.records import Cell, Record
 
@@ -19,11 +21,11 @@ MIN_ORACLES, MIN_ORIGINALS = 4, 2
 """Fewer than this many oracles or originals claim no ties."""
 UTILITY_GATE = 0.8
 """A method keeps its rank only with this share of the oracles' utility."""
+TOLD_APART = 3.0
+"""Originals and oracles are told apart by a score where their means differ by this many standard deviations of the oracles; where they
+are not, a value on the scale between them would be noise over noise."""
 HELD_OUT = "oracle (held out)"
 ROLE_ORDER = ("original", "oracle", "held-out", "reference", "sanity", "method")
-
-Column = tuple[str, str | None]
-"""A metric's label and the attack at whose strongest stage it is read, if any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class Score:
     tie: bool | None = None
     """None where no tie is claimed."""
     anchored: float | None = None
-    """The value on the scale where the oracles are 0 and the originals 1."""
+    """The value on the scale where the oracles are 0 and the originals 1; None where those cannot be told apart."""
     seeds: int = 0
     reason: str | None = None
     """Why the value is missing, or what part of it is."""
@@ -54,10 +56,12 @@ class Row:
     role: str
     scores: dict[Column, Score]
     worst: float | None = None
-    """The largest anchored headline score: 0 is the oracle, 1 the original."""
+    """The largest anchored score over the columns that judge: 0 is the oracle, 1 the original. None where one of them is missing."""
     kept: float | None = None
-    """Utility as a share of the standard oracles', the smallest over the utility columns."""
+    """Utility as a share of the standard oracles', the smallest over the utility columns. None where one of them is missing."""
     rank: int | None = None
+    barred: str | None = None
+    """Why a method has no rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,12 @@ class Board:
     """One cell of each column, for its direction, bounds and level."""
     oracles: int
     originals: int
+    blunt: tuple[Column, ...]
+    """Headline columns in which originals and oracles cannot be told apart: they judge nobody."""
+    absent: dict[Column, str]
+    """Headline and utility scores that no row has, and why."""
+    comparisons: tuple[Comparison, ...] = ()
+    """The best method against every other on the headline scores."""
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -96,21 +106,26 @@ class Board:
 
 
 def boards(records: Sequence[Record]) -> list[Board]:
-    """One board per scenario, request and step, in the order of their names."""
-    groups: dict[tuple[str, str, int], list[Record]] = {}
+    """One board per suite, scenario, request and step, in the order of their names.
+
+    Raises:
+        UserError: two different records claim the same row and seed.
+    """
+    groups: dict[tuple[str, str, str, int], dict[str, Record]] = {}
     for record in records:
-        groups.setdefault((record.trial.scenario, record.trial.request, record.trial.step), []).append(record)
-    return [_board(groups[key]) for key in sorted(groups)]
+        trial = record.trial
+        groups.setdefault((trial.suite, trial.scenario, trial.request, trial.step), {})[record.key] = record
+    return [_board(list(groups[key].values())) for key in sorted(groups)]
 
 
 def _board(records: list[Record]) -> Board:
     first = records[0].trial
-    anchors = {
-        role: [record for record in records if record.trial.role == role and record.trial.native is None] for role in ("original", "oracle")
-    }
-    facts = _facts(records)
+    standard = [record for record in records if record.trial.native is None and record.status == "done"]
+    originals, oracles = (
+        sorted((r for r in standard if r.trial.role == role), key=lambda r: r.trial.seed) for role in ("original", "oracle")
+    )
+    facts, absent = _facts(records)
     headline = tuple(column for column, cell in facts.items() if cell.headline and cell.side == "forget")
-    utility = tuple(column for column, cell in facts.items() if cell.side == "utility" and column[1] is None)
     board = Board(
         suite=first.suite,
         scenario=first.scenario,
@@ -119,39 +134,57 @@ def _board(records: list[Record]) -> Board:
         step=first.step,
         signal=first.signal,
         headline=headline,
-        utility=utility,
+        utility=tuple(column for column, cell in facts.items() if cell.side == "utility" and column[1] is None),
         rows=(),
         facts=facts,
-        oracles=len(anchors["oracle"]),
-        originals=len(anchors["original"]),
+        oracles=len(oracles),
+        originals=len(originals),
+        blunt=tuple(column for column in headline if not _told_apart(column, originals, oracles)),
+        absent=absent,
     )
-    by_key = {record.key: record for record in records}
+    by_key = {record.key: record for record in standard}
+    by_key |= {record.key: record for record in records if record.trial.native is not None and record.status == "done"}
     rows = []
-    for label, group in _by_label(records).items():
-        # A native method is judged beside its own anchors: each record names the ones it belongs to.
-        own = {role: [by_key[key] for key in group[0].anchors.get(role, ()) if key in by_key] or anchors[role] for role in anchors}
-        rows.append(_row(board, label, group, own["original"], own["oracle"], anchors["oracle"]))
-    if len(anchors["oracle"]) > 2:
-        *others, last = sorted(anchors["oracle"], key=lambda record: record.trial.seed)
-        rows.append(_row(board, HELD_OUT, [last], anchors["original"], others, others))
-    return Board(**{**vars(board), "rows": tuple(_ranked(board, rows))})
+    groups = _by_label(records)
+    for label, group in groups.items():
+        # A native method is judged beside its own anchors: each record names the ones it belongs to; a skipped one names none.
+        named = {role: [by_key[key] for key in keys if key in by_key] for role, keys in group[0].anchors.items()}
+        rows.append(_row(board, label, group, named.get("original", []), named.get("oracle", []), oracles))
+    if len(oracles) > 2:
+        *others, last = oracles
+        rows.append(_row(board, HELD_OUT, [last], originals, others, others))
+    ranked = _ranked(rows)
+    methods = {row.label: groups[row.label] for row in ranked if row.role == "method"}
+    best = next((row.label for row in ranked if row.rank == 1), None)
+    return replace(board, rows=tuple(ranked), comparisons=compare(headline, best, methods) if best is not None else ())
 
 
 def _by_label(records: Iterable[Record]) -> dict[str, list[Record]]:
-    groups: dict[str, list[Record]] = {}
+    groups: dict[str, dict[int, Record]] = {}
     for record in sorted(records, key=lambda record: record.trial.seed):
-        groups.setdefault(record.trial.label, []).append(record)
-    return groups
+        trial = record.trial
+        twin = groups.setdefault(trial.label, {}).setdefault(trial.seed, record)
+        if twin is not record:
+            raise UserError(
+                f"{twin.filename} and {record.filename} both are {trial.label} on {trial.scenario}/{trial.request}, seed {trial.seed}; "
+                "one of them is stale: remove it, or run the suite again into this folder, which then names its records"
+            )
+    return {label: list(group.values()) for label, group in groups.items()}
 
 
-def _facts(records: Iterable[Record]) -> dict[Column, Cell]:
-    """The columns there are: every metric at no attack, and at the strongest stage of each."""
+def _facts(records: Iterable[Record]) -> tuple[dict[Column, Cell], dict[Column, str]]:
+    """The columns there are, every metric at no attack and at the strongest stage of each; and those without any value, with the reason."""
     found: dict[Column, Cell] = {}
+    reasons: dict[Column, str] = {}
     for record in records:
         for cell in record.cells:
-            if cell.attack is None or cell.final:
-                found.setdefault((cell.metric, cell.attack), cell)
-    return dict(sorted(found.items(), key=lambda item: (item[0][1] or "", item[1].level)))
+            column = (cell.metric, cell.attack)
+            if cell.value is not None and (cell.attack is None or cell.final):
+                found.setdefault(column, cell)
+            elif cell.value is None and cell.side != "diagnostic" and (cell.headline or cell.attack is None):
+                reasons.setdefault(column, _because(cell))
+    ordered = sorted(found.items(), key=lambda item: (item[0][1] or "", item[1].level))
+    return dict(ordered), {column: reason for column, reason in reasons.items() if column not in found}
 
 
 # ------------------------------------------------------------------------------------------------------------------------ scores
@@ -166,18 +199,41 @@ def _row(
     standard: Sequence[Record],
 ) -> Row:
     role = "held-out" if label == HELD_OUT else records[0].trial.role
-    scores = {column: score(column, records, originals, oracles, board.claims_ties) for column in board.columns}
-    anchored = [scores[column].anchored for column in board.headline]
-    shares = []
-    for column in board.utility:
-        mean = _mean(_values(column, standard))
-        value = scores[column].value
-        if mean and value is not None and board.facts[column].direction == "higher":
-            shares.append(value / mean)
-    known = [value for value in anchored if value is not None]
-    # A worst case over fewer scores than the others have would flatter whoever has a missing one.
-    worst = max(known) if board.signal and known and len(known) == len(anchored) else None
-    return Row(label=label, role=role, scores=scores, worst=worst, kept=min(shares, default=None))
+    # The pool is not judged against itself.
+    ties = board.claims_ties and role != "oracle"
+    scores = {column: score(column, records, originals, oracles, ties) for column in board.columns}
+    judging = [column for column in board.headline if _told_apart(column, originals, oracles)] if board.signal else []
+    anchored = [scores[column].anchored for column in judging]
+    shares = [_share(board, column, scores[column], standard) for column in board.utility if _keeps(board, column, standard)]
+    lacking = [column for column in judging if scores[column].anchored is None]
+    # A worst case over fewer scores than the others have would flatter whoever has a missing one; so would utility.
+    worst = None if lacking else max((value for value in anchored if value is not None), default=None)
+    kept = None if None in shares else min((share for share in shares if share is not None), default=None)
+    barred = None
+    if role == "method":
+        if not board.signal:
+            barred = "no signal"
+        elif all(record.status != "done" for record in records):
+            barred = "; ".join(sorted({f"{record.status}: {record.reason}" for record in records}))
+        elif not judging:
+            barred = "no score that tells original and oracle apart"
+        elif worst is None:
+            barred = f"{len(lacking)} of {len(judging)} forget scores missing"
+        elif None in shares:
+            barred = "a utility score is missing"
+        elif kept is not None and kept < UTILITY_GATE:
+            barred = f"keeps {kept:.2f} of the utility, less than {UTILITY_GATE:g}"
+    return Row(label=label, role=role, scores=scores, worst=worst, kept=kept, barred=barred)
+
+
+def _keeps(board: Board, column: Column, standard: Sequence[Record]) -> bool:
+    """Whether a utility column says what share is kept: more is better, and the oracles have some."""
+    return board.facts[column].direction == "higher" and bool(_mean(_values(column, standard)))
+
+
+def _share(board: Board, column: Column, found: Score, standard: Sequence[Record]) -> float | None:
+    mean = _mean(_values(column, standard))
+    return found.value / mean if mean and found.value is not None else None
 
 
 def score(column: Column, records: Sequence[Record], originals: Sequence[Record], oracles: Sequence[Record], ties: bool) -> Score:
@@ -191,7 +247,7 @@ def score(column: Column, records: Sequence[Record], originals: Sequence[Record]
         ties: whether ties may be claimed.
     """
     reasons = sorted({reason for record in records if (reason := _why_missing(column, record)) is not None})
-    cells = [cell for record in records if (cell := cell_of(column, record)) is not None and cell.value is not None]
+    cells = [cell for record in records if (cell := record.cell(*column)) is not None and cell.value is not None]
     if not cells:
         return Score(reason="; ".join(reasons) or "not measured")
     value = _mean([cell.value for cell in cells if cell.value is not None])
@@ -207,34 +263,29 @@ def score(column: Column, records: Sequence[Record], originals: Sequence[Record]
         gap=gap,
         gap_interval=gap_interval,
         tie=tied(gap_interval) if ties and gap_interval is not None else None,
-        anchored=_anchored(value, _values(column, originals), pool) if cells[0].side == "forget" else None,
+        anchored=_anchored(value, column, originals, oracles) if cells[0].side == "forget" else None,
         seeds=len(cells),
         reason=note,
     )
 
 
-def cell_of(column: Column, record: Record) -> Cell | None:
-    """The record's cell of a column."""
-    metric, attack = column
-    for cell in record.cells:
-        if cell.metric == metric and cell.attack == attack and (attack is None or cell.final):
-            return cell
-    return None
-
-
 def _why_missing(column: Column, record: Record) -> str | None:
     if record.status != "done":
         return f"{record.status}: {record.reason}"
-    cell = cell_of(column, record)
+    cell = record.cell(*column)
     if cell is None:
         return "not measured"
     if cell.value is None:
-        return f"{'N/A' if cell.status == 'na' else cell.status}: {cell.reason}"
+        return _because(cell)
     return None
 
 
+def _because(cell: Cell) -> str:
+    return f"{'N/A' if cell.status == 'na' else cell.status}: {cell.reason}"
+
+
 def _values(column: Column, records: Iterable[Record]) -> list[float]:
-    cells = [cell_of(column, record) for record in records]
+    cells = [record.cell(*column) for record in records]
     return [cell.value for cell in cells if cell is not None and cell.value is not None]
 
 
@@ -242,11 +293,20 @@ def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _anchored(value: float, originals: Sequence[float], oracles: Sequence[float]) -> float | None:
-    original, oracle = _mean(originals), _mean(oracles)
-    if original is None or oracle is None or math.isclose(original, oracle, abs_tol=1e-12):
+def _told_apart(column: Column, originals: Sequence[Record], oracles: Sequence[Record]) -> bool:
+    original, pool = _mean(_values(column, originals)), _values(column, oracles)
+    if original is None or len(pool) < 2:
+        return False
+    distance = abs(original - float(np.mean(pool)))
+    # Equal oracles have a spread of rounding errors at most, and so has an original that equals them.
+    return distance > 1e-9 and distance >= TOLD_APART * float(np.std(pool, ddof=1))
+
+
+def _anchored(value: float, column: Column, originals: Sequence[Record], oracles: Sequence[Record]) -> float | None:
+    if not _told_apart(column, originals, oracles):
         return None
-    return (value - oracle) / (original - oracle)
+    original, oracle = np.mean(_values(column, originals)), np.mean(_values(column, oracles))
+    return float((value - oracle) / (original - oracle))
 
 
 def _interval(cells: Sequence[Cell]) -> Interval | None:
@@ -255,7 +315,8 @@ def _interval(cells: Sequence[Cell]) -> Interval | None:
     kept = [item for item in clusters if item is not None]
     if len(kept) == len(cells) and len({(item.digest, item.counts) for item in kept}) == 1 and len(kept[0].means) > 1:
         counts = np.asarray(kept[0].counts)
-        # Intervals depend on cluster sums alone, so each item may stand at its cluster's mean.
+        # The mean and the mean squares depend on cluster sums alone, so each item may stand at its cluster's mean; what is lost is how
+        # items vary in a cluster, which only refines the correction for clusters of different sizes.
         values = np.stack([np.repeat(item.means, counts) for item in kept])
         return mean_interval(values, np.repeat(np.arange(len(counts)), counts).tolist())
     bounds = [cell.interval for cell in cells if cell.interval is not None]
@@ -274,18 +335,13 @@ def _within(interval: Interval | None, bounds: tuple[float, float]) -> Interval 
 # ------------------------------------------------------------------------------------------------------------------------- ranks
 
 
-def _ranked(board: Board, rows: Sequence[Row]) -> list[Row]:
-    """Anchors and marked rows first, then the methods: those that keep the utility before those that do not, by worst case."""
+def _ranked(rows: Sequence[Row]) -> list[Row]:
+    """Anchors and marked rows first, then the methods: those with a rank by worst case, then those without."""
 
     def place(row: Row) -> tuple[float, ...]:
-        lost = row.kept is not None and row.kept < UTILITY_GATE
-        worst = math.inf if row.worst is None else row.worst
-        return (ROLE_ORDER.index(row.role), float(row.role == "method" and lost), worst if row.role == "method" else 0.0)
+        worst = row.worst if row.role == "method" and row.worst is not None else math.inf
+        return (ROLE_ORDER.index(row.role), float(row.barred is not None), worst)
 
     ordered = sorted(rows, key=place)
     ranks = iter(range(1, len(ordered) + 1))
-    ranked = []
-    for row in ordered:
-        scored = row.role == "method" and row.worst is not None and (row.kept is None or row.kept >= UTILITY_GATE)
-        ranked.append(Row(**{**vars(row), "rank": next(ranks) if scored and board.signal else None}))
-    return ranked
+    return [replace(row, rank=next(ranks)) if row.role == "method" and row.barred is None else row for row in ordered]
