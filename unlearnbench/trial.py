@@ -45,20 +45,17 @@ class Place:
         return {"scenario": self.scenario.name, "fields": dict(self.scenario.fields), "request": self.request, "step": self.step}
 
 
-_opened: dict[str, Scenario] = {}
+@lru_cache(maxsize=1024)
+def _open(place: str) -> Scenario:
+    """The scenario of a place's identity, as JSON."""
+    identity = json.loads(place)
+    scenario = registry.make("scenarios", identity["scenario"], {**identity["fields"], "request": identity["request"]})
+    assert isinstance(scenario, Scenario)  # the registry has checked the group
+    scenario.asked()
+    return scenario.at(identity["step"])
 
 
-def _open(place: Place) -> Scenario:
-    key = content_key(place.identity())
-    if key not in _opened:
-        scenario = registry.make("scenarios", place.scenario.name, {**place.scenario.fields, "request": place.request})
-        assert isinstance(scenario, Scenario)  # the registry has checked the group
-        scenario.asked()
-        _opened[key] = scenario.at(place.step)
-    return _opened[key]
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Population:
     """Models trained in one go, one for each pair of plan and seed."""
 
@@ -68,7 +65,7 @@ class Population:
     """The method that owns training, if any."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Trained:
     """One model of a population."""
 
@@ -81,7 +78,7 @@ class Trained:
         return self.population.runs[self.index][1]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Unlearned:
     """What a method makes of a model at a place."""
 
