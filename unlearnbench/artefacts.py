@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from torch import nn
 
-from unlearnbench.api import AttackView, Member, Method, MethodView, Need, Plan, Reference, ReferenceView
+from unlearnbench.api import AttackView, Member, MethodView, Need, Plan, Reference, ReferenceView
 from unlearnbench.deployed import load_model, save_model
 from unlearnbench.evidence import Evidence
 from unlearnbench.progress import progress
@@ -32,6 +34,7 @@ from unlearnbench.trial import (
     Trained,
     Unlearned,
     evidence_key,
+    method_of,
     population_key,
     source_key,
 )
@@ -52,11 +55,11 @@ class Workshop:
         def write(folder: Path) -> None:
             plans, seeds = [plan for plan, _ in population.runs], [seed for _, seed in population.runs]
             scenario = population.place.open()
-            with self._measured() as cost:
+            with self._measured() as cost, own_randomness(seeds[0]):
                 if population.native is None:
                     models = scenario.train(plans, seeds)
                 else:
-                    method = self.method(population.native)
+                    method = method_of(population.native)
                     models = [method.train(scenario.train_view(plan), seed=seed) for plan, seed in population.runs]
             for index, model in enumerate(models):
                 (folder / str(index)).mkdir()
@@ -69,10 +72,10 @@ class Workshop:
         """The folder of an unlearned model, and `meta.json` with its cost."""
 
         def write(folder: Path) -> None:
-            method = self.method(source.method)
+            method = method_of(source.method)
             model = self.model(source.before)
             view = self.method_view(source.place)
-            with self._measured() as cost:
+            with self._measured() as cost, own_randomness(source.seed):
                 if isinstance(method, Reference):
                     model = method.refer(model, self._reference_view(source, view), seed=source.seed)
                 else:
@@ -93,7 +96,7 @@ class Workshop:
         """A private copy of a model on the run's device, in eval mode."""
         folder = self.folder(source)
         place = source.population.place if isinstance(source, Trained) else source.place
-        inserts = tuple(cls for spec in _methods(source) for cls in self.method(spec).inserts)
+        inserts = tuple(cls for spec in _methods(source) for cls in method_of(spec).inserts)
         with self.on_hardware():
             model = load_model(folder, lambda: place.open().build(0), inserts)
         return model.to(self.settings.device)
@@ -107,12 +110,6 @@ class Workshop:
         return loaded
 
     # -------------------------------------------------------------------------------------------------------------- views
-
-    def method(self, spec: Any) -> Method:
-        """The method of a spec."""
-        method = spec.make("methods")
-        assert isinstance(method, Method)  # the registry has checked the group
-        return method
 
     def method_view(self, place: Place) -> MethodView:
         """What a method sees at a place."""
@@ -169,7 +166,9 @@ class Workshop:
         plain = frozenset(need for need in needs if need.intervention is None)
 
         def write(folder: Path) -> None:
-            place.open().evidence(self.model(source), plain).save(folder)
+            model = self.model(source)
+            with self.on_hardware(), own_randomness(source.seed):
+                place.open().evidence(model, plain).save(folder)
 
         return Evidence.load(self.store.build("evidence", evidence_key(source, place, plain, self.settings), write))
 
@@ -201,6 +200,24 @@ class Workshop:
             yield cost
         cost["seconds"] = time.perf_counter() - start
         cost["peak_memory"] = peak_memory(self.settings.device)
+
+
+@contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """A context in which the global random numbers are drawn from this seed; afterwards they go on as if nothing had been drawn.
+
+    A plugin that draws from them gives the same result in whatever order and process things are built.
+    """
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
 
 
 def peak_memory(device: str) -> int:

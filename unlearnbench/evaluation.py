@@ -52,15 +52,15 @@ def score(trial: Trial, workshop: Workshop) -> Scores:
         return tuple(workshop.member(source, role, trial.place, needs) for source in sources if source_key(source, workshop.settings) != me)
 
     audit = Audit(originals=members(trial.originals, "original"), oracles=members(trial.oracles, "oracle"))
-    for spec, metric in metrics_of(trial):
+    for spec, metric in metrics_of(trial.metrics):
         bank = members(trial.banks.get(spec.label, ()), metric.bank.role if metric.bank else "")
         wider = Audit(originals=audit.originals, oracles=audit.oracles, bank=bank)
         _measure(scores, spec, metric, scenario, evidence, wider)
-    for spec, inference in inference_attacks_of(trial):
+    for spec, inference in inference_attacks_of(trial.attacks):
         bank = members(trial.banks.get(spec.label, ()), inference.bank.role if inference.bank else "")
         _infer(scores, spec, inference, scenario, evidence, bank)
     scores.seconds["evidence"] = time.perf_counter() - start
-    for spec, attack in attacks_of(trial):
+    for spec, attack in attacks_of(trial.attacks):
         start = time.perf_counter()
         _attack(scores, spec, attack, trial, workshop)
         scores.seconds[spec.label] = time.perf_counter() - start
@@ -194,7 +194,9 @@ def _infer(
 def _attack(scores: Scores, spec: PluginSpec, attack: Attack, trial: Trial, workshop: Workshop) -> None:
     """Score the forget side at every stage: cheap metrics everywhere, all of them at the first and the strongest stage."""
     scenario = trial.place.open()
-    watched = [(name, metric) for name, metric in metrics_of(trial) if metric.side == "forget" and metric.supports(scenario) is None]
+    watched = [
+        (name, metric) for name, metric in metrics_of(trial.metrics) if metric.side == "forget" and metric.supports(scenario) is None
+    ]
     reason = attack.supports(scenario)
     blank = {"attack": spec.label, "level": str(attack.level)}
     if reason is not None:

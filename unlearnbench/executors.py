@@ -9,14 +9,14 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
-import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
 
 from unlearnbench.progress import progress
 
@@ -59,8 +59,8 @@ def execute(nodes: Sequence[Node], work: Callable[[Any], Any], *, workers: int, 
         ValueError: a dependency is unknown, or the graph has a cycle.
     """
     _check(nodes)
-    with _pool(workers) as submit:
-        _drain(nodes, lambda node: submit(work, node.payload), done, at_once=max(1, workers))
+    with _one_thread() if workers <= 1 else _processes() as place:
+        _drain(nodes, work, place, done, at_once=max(1, workers))
 
 
 def _check(nodes: Sequence[Node]) -> None:
@@ -78,7 +78,7 @@ def _check(nodes: Sequence[Node]) -> None:
         waiting = [node for node in waiting if node.key not in placed]
 
 
-def _drain(nodes: Sequence[Node], start: Callable[[Node], Future[Any]], done: Done, at_once: int) -> None:
+def _drain(nodes: Sequence[Node], work: Callable[[Any], Any], place: _Place, done: Done, at_once: int) -> None:
     outcomes: dict[str, Outcome] = {}
     waiting = list(nodes)
     running: dict[Future[Any], Node] = {}
@@ -96,10 +96,11 @@ def _drain(nodes: Sequence[Node], start: Callable[[Node], Future[Any]], done: Do
                 end(node, Outcome(failure=outcomes[broken[0]].failure))
             elif finished == node.after and len(running) < at_once:
                 waiting.remove(node)
-                running[start(node)] = node
+                running[place.start(work, node.payload)] = node
         if running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 node = running.pop(future)
+                place.ended(future)
                 end(node, _outcome(future))
 
 
@@ -109,70 +110,113 @@ def _outcome(future: Future[Any]) -> Outcome:
     except BrokenProcessPool:
         return Outcome(failure="the worker process died (killed, or out of memory)")
     except Exception as error:  # one node's failure is recorded, the others go on
-        logging.getLogger(__name__).debug("a node failed", exc_info=True)
+        logging.getLogger(__name__).debug("a node failed", exc_info=error)
         return Outcome(failure=f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}")
 
 
-Submit = Callable[[Callable[[Any], Any], Any], "Future[Any]"]
+# ------------------------------------------------------------------------------------------------------------------------- places
 
 
-@contextmanager
-def _pool(workers: int) -> Iterator[Submit]:
-    if workers <= 1:
-        with _one_thread():
-            yield _run_here
-        return
-    context = multiprocessing.get_context("spawn")
-    events = context.Queue()
-    listener = progress.get()
-    stop = threading.Event()
-    thread = threading.Thread(target=_forward, args=(events, listener, stop), daemon=True)
-    thread.start()
-    level = logging.getLogger("unlearnbench").getEffectiveLevel()
-    pools: list[ProcessPoolExecutor] = []
+class _Place(Protocol):
+    """Where nodes run."""
 
-    def fresh() -> ProcessPoolExecutor:
-        pools.append(ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(events, level)))
-        return pools[-1]
+    def start(self, work: Callable[[Any], Any], payload: Any) -> Future[Any]:
+        """Begin a piece of work."""
 
-    def submit(work: Callable[[Any], Any], payload: Any) -> Future[Any]:
+    def ended(self, future: Future[Any]) -> None:
+        """Take note that it ended."""
+
+
+class _Here:
+    """This process: a piece of work has ended when it has begun."""
+
+    def start(self, work: Callable[[Any], Any], payload: Any) -> Future[Any]:
+        future: Future[Any] = Future()
         try:
-            return (pools[-1] if pools else fresh()).submit(work, payload)
-        except BrokenProcessPool:  # a worker died; what is left runs in new ones
-            return fresh().submit(work, payload)
+            future.set_result(work(payload))
+        except Exception as error:  # handed on, as a worker would
+            future.set_exception(error)
+        return future
 
-    try:
-        yield submit
-    finally:
-        for pool in pools:
-            pool.shutdown(wait=True, cancel_futures=True)
-        stop.set()
-        thread.join()
-        events.close()
-
-
-def _run_here(work: Callable[[Any], Any], payload: Any) -> Future[Any]:
-    future: Future[Any] = Future()
-    try:
-        future.set_result(work(payload))
-    except Exception as error:  # handed on, as a worker would
-        future.set_exception(error)
-    return future
+    def ended(self, future: Future[Any]) -> None:
+        pass
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _one_thread() -> Iterator[_Place]:
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        yield _Here()
     finally:
         torch.set_num_threads(before)
 
 
-def _begin(events: Any, level: int) -> None:
+class _Processes:
+    """Worker processes, made when they are needed. Each is a pool of its own, so that one that dies takes only its own work along."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._level = logging.getLogger("unlearnbench").getEffectiveLevel()
+        self._listener, self._lock = progress.get(), threading.Lock()
+        self._idle: list[ProcessPoolExecutor] = []
+        self._busy: dict[Future[Any], ProcessPoolExecutor] = {}
+        self._threads: list[threading.Thread] = []
+
+    def start(self, work: Callable[[Any], Any], payload: Any) -> Future[Any]:
+        while self._idle:
+            try:
+                return self._submit(self._idle.pop(), work, payload)
+            except BrokenProcessPool:  # it died with nothing to do
+                continue
+        # A pipe for each worker: a lock that all share would stay shut for good if a worker were killed while it holds it.
+        reader, writer = self._context.Pipe(duplex=False)
+        pool = ProcessPoolExecutor(1, mp_context=self._context, initializer=_begin, initargs=(writer, self._level))
+        future = self._submit(pool, work, payload)
+        writer.close()  # the worker, started by now, has its own; when that is closed, the reading ends
+        self._threads.append(threading.Thread(target=self._listen, args=(reader,), daemon=True))
+        self._threads[-1].start()
+        return future
+
+    def _submit(self, pool: ProcessPoolExecutor, work: Callable[[Any], Any], payload: Any) -> Future[Any]:
+        future = pool.submit(work, payload)
+        self._busy[future] = pool
+        return future
+
+    def ended(self, future: Future[Any]) -> None:
+        pool = self._busy.pop(future)
+        if isinstance(future.exception(), BrokenProcessPool):
+            pool.shutdown(wait=False)
+        else:
+            self._idle.append(pool)
+
+    def close(self) -> None:
+        for pool in (*self._idle, *self._busy.values()):
+            pool.shutdown(wait=True, cancel_futures=True)
+        for thread in self._threads:
+            thread.join(timeout=1)
+
+    def _listen(self, reader: Connection) -> None:
+        with suppress(EOFError, OSError), reader:
+            while True:
+                label, done, total = reader.recv()
+                if self._listener is not None:
+                    with self._lock:
+                        self._listener(label, done, total)
+
+
+@contextmanager
+def _processes() -> Iterator[_Place]:
+    place = _Processes()
+    try:
+        yield place
+    finally:
+        place.close()
+
+
+def _begin(home: Connection, level: int) -> None:
     """Set up a worker: one torch thread, its log level, and progress sent home."""
     import torch
 
@@ -181,7 +225,7 @@ def _begin(events: Any, level: int) -> None:
     logging.getLogger("unlearnbench").setLevel(level)
 
     def tell(label: str, done: int, total: int) -> None:
-        events.put((label, done, total))
+        home.send((label, done, total))
 
     progress.set(tell)
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -192,13 +236,3 @@ def _die_with_parent() -> None:
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)  # nobody waits for the result any more; the store's locks are released by the kernel
-
-
-def _forward(events: Any, listener: Callable[[str, int, int], None] | None, stop: threading.Event) -> None:
-    while not stop.is_set():
-        try:
-            label, done, total = events.get(timeout=0.1)
-        except (queue.Empty, OSError, EOFError):
-            continue
-        if listener is not None:
-            listener(label, done, total)

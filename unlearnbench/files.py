@@ -15,6 +15,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -140,9 +141,25 @@ def write_json(path: str | Path, obj: Any) -> None:
         ValueError: A number that is not finite; say None for a missing one.
         StoreError: The disk is full; the old file is still there.
     """
-    path = Path(path)
     _plain(obj)
     text = json.dumps(obj, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+    with _replaced(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file so that a reader of `target` finds the old content or the new one, never a part.
+
+    Raises:
+        StoreError: The disk is full; the old file is still there.
+    """
+    with _replaced(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, to be written in the block; it takes the place of `path` at the end."""
     with explained(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
@@ -150,7 +167,7 @@ def write_json(path: str | Path, obj: Any) -> None:
                 pass  # whoever wrote it was killed: it goes with the lock
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         with locked(temporary):
-            temporary.write_text(text, encoding="utf-8")
+            yield temporary
             digest(temporary, sync=True)
             os.replace(temporary, path)
         sync_folder(path.parent)

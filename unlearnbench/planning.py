@@ -8,9 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from unlearnbench.api import Bank, InferenceAttack, Method, Metric, Plan
+from unlearnbench.api import Bank, Plan
 from unlearnbench.config import PluginSpec, Suite, Track, expand
-from unlearnbench.trial import Place, Population, Role, Source, Trained, Trial, Unlearned
+from unlearnbench.trial import (
+    Place,
+    Population,
+    Role,
+    Source,
+    Trained,
+    Trial,
+    Unlearned,
+    inference_attacks_of,
+    method_of,
+    metrics_of,
+)
 
 ORACLE_SEED = 1000
 """Oracles are trained with seeds from here on: an oracle never shares its seed with an original."""
@@ -49,8 +60,7 @@ def trials_of(suite: Suite) -> tuple[list[Trial], list[Skipped]]:
                 anchors = anchors_at(place, suite.seeds, suite.oracles, None)
                 trials += _anchor_trials(suite, track, anchors, place)
                 for spec in (point for method in track.methods for point in expand(method)):
-                    method = spec.make("methods")
-                    assert isinstance(method, Method)  # the registry has checked the group
+                    method = method_of(spec)
                     reason = method.supports(place.open())
                     if reason is not None:
                         skipped.append(Skipped(suite=suite.suite, place=place, method=spec, role=method.row, reason=reason))
@@ -129,10 +139,11 @@ def _trial(
     native: str | None,
 ) -> Trial:
     banks: dict[str, tuple[Source, ...]] = {}
-    plugins = [(item, item.make("attacks")) for item in track.attacks] + [(item, item.make("metrics")) for item in track.metrics]
-    for item, plugin in plugins:
-        if isinstance(plugin, InferenceAttack | Metric) and plugin.bank is not None:
-            banks[item.label] = _bank(plugin.bank, anchors, place, role, spec)
+    wanted = [(item.label, attack.bank) for item, attack in inference_attacks_of(track.attacks)]
+    wanted += [(item.label, metric.bank) for item, metric in metrics_of(track.metrics)]
+    for label, bank in wanted:
+        if bank is not None:
+            banks[label] = _bank(bank, anchors, place, role, spec)
     return Trial(
         suite=suite.suite,
         place=place,

@@ -6,21 +6,20 @@ nodes, nodes into artefacts, and trials into records.
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 from unlearnbench.api import Need, UserError
-from unlearnbench.artefacts import Workshop, peak_memory
+from unlearnbench.artefacts import Workshop, own_randomness, peak_memory
 from unlearnbench.config import Suite
-from unlearnbench.evaluation import score
+from unlearnbench.evaluation import Item, score
 from unlearnbench.executors import Node, Outcome, execute
-from unlearnbench.files import content_key, write_json
+from unlearnbench.files import content_key, copy_file, write_json
 from unlearnbench.layers import model_hash
 from unlearnbench.planning import Skipped, trials_of
 from unlearnbench.provenance import machine, provenance
@@ -35,6 +34,7 @@ from unlearnbench.trial import (
     Trial,
     Unlearned,
     evidence_key,
+    method_of,
     needs_of,
     population_key,
     source_key,
@@ -60,6 +60,7 @@ class TrialJob:
 
 
 Job = Population | Unlearned | EvidenceJob | TrialJob
+AnchorGroup = tuple[str, str, int, str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +89,12 @@ def build_graph(suite: Suite, store: Store, settings: Settings) -> Graph:
     trials, skipped = trials_of(suite)
     graph = Graph(skipped=skipped)
     keys = [trial_key(trial, settings) for trial in trials]
-    anchors: dict[str, dict[str, list[str]]] = {}
+    anchors: dict[AnchorGroup, dict[str, list[str]]] = {}
     for trial, key in zip(trials, keys, strict=True):
         if trial.role in ("original", "oracle"):
-            anchors.setdefault(_anchor_group(trial, settings), {}).setdefault(trial.role, []).append(key)
+            anchors.setdefault(_anchor_group(trial), {}).setdefault(trial.role, []).append(key)
     for trial, key in zip(trials, keys, strict=True):
-        mine = {role: tuple(found) for role, found in anchors[_anchor_group(trial, settings)].items()}
+        mine = {role: tuple(found) for role, found in anchors[_anchor_group(trial)].items()}
         graph.trials[key] = TrialJob(trial=trial, anchors=mine)
         if store.has("trial", key):
             graph.cached[f"trial/{key}"] = _title(trial)
@@ -106,10 +107,10 @@ def build_graph(suite: Suite, store: Store, settings: Settings) -> Graph:
     return graph
 
 
-def _anchor_group(trial: Trial, settings: Settings) -> str:
-    """Trials with the same anchors at the same place."""
-    models = [source_key(anchor, settings) for anchor in (*trial.originals, *trial.oracles)]
-    return json.dumps([trial.place.identity(), models], sort_keys=True)
+def _anchor_group(trial: Trial) -> AnchorGroup:
+    """Trials with the same anchors at the same place, scored by the same metrics and attacks."""
+    native = trial.oracles[0].population.native
+    return trial.place.scenario.label, trial.place.request, trial.place.step, native.label if native else None
 
 
 def _title(trial: Trial) -> str:
@@ -180,8 +181,13 @@ def run_suite(
     if workers < 1:
         raise UserError(f"--workers is {workers}; it must be 1 or more")
     settings = Settings(device=device, dtype=dtype)
-    place = Store(store)
+    url = store if "://" in store else str(Path(store).expanduser().absolute())
+    run = secrets.token_hex(8)
+    place = _opened(url, run)
     graph = build_graph(suite, place, settings)
+    kept_trials = [key for key in graph.trials if f"trial/{key}" in graph.cached]
+    if any(place.get("trial", key) is None for key in kept_trials):
+        graph = build_graph(suite, place, settings)  # a damaged record is gone now: it is made again, with whatever it needs
     out.mkdir(parents=True, exist_ok=True)
     written: list[Record] = []
     total = len(graph.trials) + len(graph.skipped)
@@ -195,12 +201,9 @@ def run_suite(
     for skip in graph.skipped:
         keep(_skipped(skip))
     _write_manifest(out, suite, graph, written)
-    for key in graph.trials:
+    for key, job in graph.trials.items():
         if f"trial/{key}" in graph.cached:
-            kept = _publish(place, key, out)
-            if kept is None:  # found damaged: compute it again with whatever it needs
-                return run_suite(suite, store=store, out=out, workers=workers, device=device, dtype=dtype, on_record=on_record)
-            keep(kept)
+            keep(_published(place, job, key, out, settings))
 
     def done(node: Node, outcome: Outcome) -> None:
         if outcome.failure is not None:
@@ -212,10 +215,9 @@ def run_suite(
             elif isinstance(outcome.value, Record):
                 keep(outcome.value)
             else:
-                record = _publish(place, key, out)
-                keep(record if record is not None else _failed(node.payload, key, "its record was damaged at once", settings))
+                keep(_published(place, node.payload, key, out, settings))
 
-    execute(list(graph.nodes.values()), partial(work, store, settings), workers=workers, done=done)
+    execute(list(graph.nodes.values()), partial(work, url, run, settings), workers=workers, done=done)
     failed = sum(record.status == "failed" or any(cell.status == "failed" for cell in record.cells) for record in written)
     skipped = sum(record.status == "skipped" for record in written)
     return RunSummary(done=len(written) - failed - skipped, skipped=skipped, failed=failed, folder=out)
@@ -233,9 +235,15 @@ def _filename(label: str, key: str) -> str:
     return Record.model_construct(key=key, trial=info).filename
 
 
-def work(store: str, settings: Settings, job: Job) -> Record | None:
+@lru_cache(maxsize=1)
+def _opened(url: str, run: str) -> Store:
+    """One store for each process and run: what was read and verified in this run is not read again."""
+    return Store(url)
+
+
+def work(store: str, run: str, settings: Settings, job: Job) -> Record | None:
     """Compute one node. A trial with a failed cell is returned and not kept, so that the next run tries it again."""
-    workshop = Workshop(Store(store), settings)
+    workshop = Workshop(_opened(store, run), settings)
     if isinstance(job, Population):
         workshop.population(job)
     elif isinstance(job, Unlearned):
@@ -247,20 +255,44 @@ def work(store: str, settings: Settings, job: Job) -> Record | None:
     return None
 
 
+class _NotKept(Exception):
+    """A trial with a failed cell."""
+
+    def __init__(self, record: Record) -> None:
+        super().__init__(record.key)
+        self.record = record
+
+
 def _run_trial(workshop: Workshop, job: TrialJob) -> Record | None:
+    key = trial_key(job.trial, workshop.settings)
+
+    def write(folder: Path) -> None:
+        record, items = _scored(workshop, job, key)
+        if any(cell.status == "failed" for cell in record.cells):
+            raise _NotKept(record)
+        write_json(folder / "record.json", record.model_dump(mode="json"))
+        write_items(folder / "items.parquet", items)
+
+    try:
+        workshop.store.build("trial", key, write)
+    except _NotKept as failed:
+        return failed.record
+    return None
+
+
+def _scored(workshop: Workshop, job: TrialJob, key: str) -> tuple[Record, list[Item]]:
     trial, settings = job.trial, workshop.settings
-    key = trial_key(trial, settings)
-    scores = score(trial, workshop)
+    with own_randomness(trial.seed):
+        scores = score(trial, workshop)
     cost = workshop.cost(trial.source)
     retraining = workshop.cost(trial.oracles[0])["seconds"]
-    model = workshop.model(trial.source)
     record = Record(
         key=key,
         status="done",
         trial=_info(trial),
         cells=tuple(scores.cells),
         anchors=job.anchors,
-        provenance={**provenance(trial, settings), "model": model_hash(model)},
+        provenance={**provenance(trial, settings), "model": model_hash(workshop.model(trial.source))},
         volatile={
             **machine(settings.device),
             "seconds": {"model": cost["seconds"], **scores.seconds},
@@ -269,27 +301,17 @@ def _run_trial(workshop: Workshop, job: TrialJob) -> Record | None:
             "peak_memory_bytes": max(cost["peak_memory"], peak_memory(settings.device)),
         },
     )
-    if any(cell.status == "failed" for cell in record.cells):
-        return record
-
-    def write(folder: Path) -> None:
-        write_json(folder / "record.json", record.model_dump(mode="json"))
-        write_items(folder / "items.parquet", scores.items)
-
-    workshop.store.build("trial", key, write)
-    return None
+    return record, scores.items
 
 
-def _publish(store: Store, key: str, out: Path) -> Record | None:
-    """Copy a kept record's per-item values into the results; None when the store found it damaged."""
+def _published(store: Store, job: TrialJob, key: str, out: Path, settings: Settings) -> Record:
+    """A kept record, as this suite calls the trial, with its per-item values copied into the results."""
     folder = store.get("trial", key)
     if folder is None:
-        return None
-    record = read_record(folder / "record.json")
-    target = out / record.filename
-    part = target.with_suffix(".parquet.part")
-    shutil.copyfile(folder / "items.parquet", part)
-    part.replace(target.with_suffix(".parquet"))
+        return _failed(job, key, "its record was damaged as soon as it was written; run again", settings)
+    kept = read_record(folder / "record.json")
+    record = kept.model_copy(update={"trial": kept.trial.model_copy(update={"suite": job.trial.suite})})
+    copy_file(folder / "items.parquet", (out / record.filename).with_suffix(".parquet"))
     return record
 
 
@@ -297,7 +319,7 @@ def _info(trial: Trial | Skipped) -> TrialInfo:
     scenario = trial.place.open()
     request = scenario.asked()
     anchor = isinstance(trial, Trial) and trial.role in ("original", "oracle")
-    method = None if anchor else trial.method.make("methods")
+    method = None if anchor else method_of(trial.method)
     return TrialInfo(
         suite=trial.suite,
         scenario=trial.place.scenario.label,
@@ -330,5 +352,6 @@ def _failed(job: TrialJob, key: str, reason: str, settings: Settings) -> Record:
 
 
 def _skipped(skip: Skipped) -> Record:
-    key = content_key({"what": "skipped", "place": skip.place.identity(), "label": skip.method.label, "fields": skip.method.fields})
+    labels = [skip.place.scenario.label, skip.method.label]
+    key = content_key({"what": "skipped", "place": skip.place.identity(), "labels": labels, "fields": skip.method.fields})
     return Record(key=key, status="skipped", reason=skip.reason, trial=_info(skip), anchors={}, provenance={})

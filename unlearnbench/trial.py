@@ -2,17 +2,20 @@
 
 Everything here is a small picklable description; a key is a hash of all that the result depends on (settings, data, seeds, device
 kind, dtype, and the code of the plugins and of the first-party modules they import). The file runs nothing.
+
+Descriptions of models are compared by their keys, never with `==`: a key is worked out once for each object.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 from unlearnbench import registry
-from unlearnbench.api import Attack, InferenceAttack, Metric, Need, Plan, Scenario
+from unlearnbench.api import Attack, InferenceAttack, Method, Metric, Need, Plan, Plugin, Scenario
 from unlearnbench.code import code_hash, module_hash
 from unlearnbench.config import PluginSpec
 from unlearnbench.files import content_key
@@ -37,8 +40,8 @@ class Place:
     step: int = 0
 
     def open(self) -> Scenario:
-        """The scenario object."""
-        return _open(self)
+        """The scenario object; one for equal places."""
+        return _open(json.dumps(self.identity()))
 
     def identity(self) -> dict[str, Any]:
         """What tells this place from others."""
@@ -115,18 +118,46 @@ class Trial:
     """For the anchors of a native method: the label of that method."""
 
 
+@lru_cache(maxsize=4096)
+def _made(group: registry.Group, spec: str) -> Plugin:
+    return PluginSpec.model_validate_json(spec).make(group)
+
+
+def _plugins(group: registry.Group, specs: tuple[PluginSpec, ...]) -> list[tuple[PluginSpec, Plugin]]:
+    return [(spec, _made(group, spec.model_dump_json())) for spec in specs]
+
+
+def method_of(spec: PluginSpec) -> Method:
+    """The method of a spec; equal specs share one, as plugins are frozen."""
+    method = _made("methods", spec.model_dump_json())
+    assert isinstance(method, Method)  # the registry has checked the group
+    return method
+
+
+def attacks_of(specs: tuple[PluginSpec, ...]) -> list[tuple[PluginSpec, Attack]]:
+    """Those of a trial's attacks that change the model or its inputs."""
+    return [(spec, attack) for spec, attack in _plugins("attacks", specs) if isinstance(attack, Attack)]
+
+
+def inference_attacks_of(specs: tuple[PluginSpec, ...]) -> list[tuple[PluginSpec, InferenceAttack]]:
+    """Those of a trial's attacks that infer membership."""
+    return [(spec, attack) for spec, attack in _plugins("attacks", specs) if isinstance(attack, InferenceAttack)]
+
+
+def metrics_of(specs: tuple[PluginSpec, ...]) -> list[tuple[PluginSpec, Metric]]:
+    """The metrics of a trial."""
+    return [(spec, metric) for spec, metric in _plugins("metrics", specs) if isinstance(metric, Metric)]
+
+
 def needs_of(trial: Trial) -> frozenset[Need]:
     """The union of what the trial's metrics and membership attacks read, interventions included."""
     scenario = trial.place.open()
     found: set[Need] = set()
-    for spec in trial.metrics:
-        metric = spec.make("metrics")
-        assert isinstance(metric, Metric)  # the registry has checked the group
+    for _, metric in metrics_of(trial.metrics):
         if metric.supports(scenario) is None:
             found.update(metric.wants(scenario))
-    for spec in trial.attacks:
-        attack = spec.make("attacks")
-        if isinstance(attack, InferenceAttack) and attack.supports(scenario) is None:
+    for _, attack in inference_attacks_of(trial.attacks):
+        if attack.supports(scenario) is None:
             found.update(attack.wants("forget", scenario))
             found.update(attack.wants("holdout", scenario))
     return frozenset(found)
@@ -144,21 +175,28 @@ def _plugin(group: registry.Group, spec: PluginSpec) -> dict[str, Any]:
     return {"name": spec.name, "fields": dict(spec.fields), "code": _code(group, spec.name)}
 
 
+@lru_cache(maxsize=4096)
+def _training_settings(place: str, plan: Plan) -> dict[str, Any]:
+    return _open(place).training_settings(plan)
+
+
+@lru_cache(maxsize=4096)
 def population_key(population: Population, settings: Settings) -> str:
     """The key of a population's artefact."""
-    scenario = population.place.open()
+    place = json.dumps(population.place.identity())
     return content_key(
         {
             "what": "population",
             "scenario": population.place.scenario.name,
             "code": _code("scenarios", population.place.scenario.name),
-            "runs": [[scenario.training_settings(plan), seed] for plan, seed in population.runs],
+            "runs": [[_training_settings(place, plan), seed] for plan, seed in population.runs],
             "native": _plugin("methods", population.native) if population.native else None,
             "settings": [settings.device, settings.dtype],
         }
     )
 
 
+@lru_cache(maxsize=4096)
 def source_key(source: Source, settings: Settings) -> str:
     """The key that identifies one model: of its artefact and, for a population, of its place in it."""
     if isinstance(source, Trained):
@@ -197,7 +235,7 @@ def trial_key(trial: Trial, settings: Settings) -> str:
         {
             "what": "trial",
             "role": trial.role,
-            "label": trial.method.label,
+            "labels": [trial.place.scenario.label, trial.method.label],
             "model": source_key(trial.source, settings),
             "place": trial.place.identity(),
             "scenario": _code("scenarios", trial.place.scenario.name),
@@ -209,21 +247,3 @@ def trial_key(trial: Trial, settings: Settings) -> str:
             "settings": [settings.device, settings.dtype],
         }
     )
-
-
-def attacks_of(trial: Trial) -> list[tuple[PluginSpec, Attack]]:
-    """The trial's attacks that change the model or its inputs."""
-    made = [(spec, spec.make("attacks")) for spec in trial.attacks]
-    return [(spec, attack) for spec, attack in made if isinstance(attack, Attack)]
-
-
-def inference_attacks_of(trial: Trial) -> list[tuple[PluginSpec, InferenceAttack]]:
-    """The trial's membership attacks."""
-    made = [(spec, spec.make("attacks")) for spec in trial.attacks]
-    return [(spec, attack) for spec, attack in made if isinstance(attack, InferenceAttack)]
-
-
-def metrics_of(trial: Trial) -> list[tuple[PluginSpec, Metric]]:
-    """The trial's metrics."""
-    made = [(spec, spec.make("metrics")) for spec in trial.metrics]
-    return [(spec, metric) for spec, metric in made if isinstance(metric, Metric)]
