@@ -44,6 +44,15 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper with the same scalars, so that a word that looks like one is quoted, and without aliases."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -78,6 +87,15 @@ def parse(text: str, source: str) -> Document:
         raise UserError(f"{source}:{mark.line + 1 if mark else 1}: not YAML: {' '.join(str(error.problem).split())}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{source}:1: not YAML: {' '.join(str(error).split())}") from error
+
+
+def dump(data: Any) -> str:
+    r"""Plain data as YAML that `parse` reads back as the same data.
+
+    >>> dump({"seeds": [0, 1], "lr": 1e-05, "word": "1e-5", "no": "no"})
+    "seeds:\n- 0\n- 1\nlr: 1.0e-05\nword: '1e-5'\nno: no\n"
+    """
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _plain(loader: _Loader, node: yaml.Node, path: Path, line: int, lines: dict[Path, int], source: str) -> Any:
