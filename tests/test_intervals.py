@@ -75,9 +75,7 @@ def test_prediction_interval_refuses_bad_input() -> None:
         prediction_interval(0.5, [0.5, 0.4], 1)
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "expected"), [(-1, 1, True), (0, 1, True), (-1, 0, True), (1, 2, False), (-2, -1, False)]
-)
+@pytest.mark.parametrize(("low", "high", "expected"), [(-1, 1, True), (0, 1, True), (-1, 0, True), (1, 2, False), (-2, -1, False)])
 def test_tied_means_zero_is_inside(low: float, high: float, expected: bool) -> None:
     assert tied(Interval(low, high, "oracles")) is expected
 
@@ -171,10 +169,7 @@ def test_working_variances_are_unbiased_for_clusters_and_items() -> None:
     rng = np.random.default_rng(0)
     clusters = np.repeat(np.arange(8), UNEQUAL)
     sizes = np.array(UNEQUAL, dtype=float)
-    drawn = [
-        _working_variances(2 * rng.standard_normal(8)[clusters] + rng.standard_normal(48), clusters, sizes)
-        for _ in range(3000)
-    ]
+    drawn = [_working_variances(2 * rng.standard_normal(8)[clusters] + rng.standard_normal(48), clusters, sizes) for _ in range(3000)]
     assert np.mean(drawn, axis=0) == pytest.approx(4 + 1 / sizes, rel=0.05)
 
 

@@ -170,12 +170,16 @@ def _bank(bank: Bank, anchors: Anchors, place: Place, role: Role, spec: PluginSp
     if bank.role == "original" or role == "original":
         return originals
     if bank.role == "unlearned":
-        return tuple(unlearned_at(place, spec, original) for original in originals)
+        return tuple(unlearned_at(place, spec, original, anchors if role == "reference" else None) for original in originals)
     elsewhere = [_elsewhere(place, index) for index in range(bank.n)]
     if role == "oracle":
         runs = [(other, [(other.open().plan("oracle"), seed)]) for other, seed in zip(elsewhere, seeds, strict=True)]
         return tuple(model for other, run in runs for model in trained(other, run, native))
-    return tuple(unlearned_at(other, spec, original) for other, original in zip(elsewhere, originals, strict=True))
+    members: list[Source] = []
+    for other, original in zip(elsewhere, originals, strict=True):
+        own = anchors_at(other, [item.seed for item in anchors.originals], len(anchors.oracles), native) if role == "reference" else None
+        members.append(unlearned_at(other, spec, original, own))
+    return tuple(members)
 
 
 def _elsewhere(place: Place, index: int) -> Place:
