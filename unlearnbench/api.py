@@ -324,8 +324,8 @@ class Scenario(Plugin):
 
     def at(self, step: int) -> Scenario:
         """For a sequence of requests: the scenario as it stands at one step (forget: all requests up to it)."""
-        if step:
-            raise UserError(f"request {self.request!r} is no sequence: it has one step")
+        if step not in range(self.asked().steps):
+            raise UserError(f"request {self.request!r} has no step {step}; it has {self.asked().steps}")
         return self
 
     @abstractmethod

@@ -197,12 +197,14 @@ def _attack(scores: Scores, spec: PluginSpec, attack: Attack, trial: Trial, work
     watched = [
         (name, metric) for name, metric in metrics_of(trial.metrics) if metric.side == "forget" and metric.supports(scenario) is None
     ]
+    only = scenario.judged() if "forget_part" in attack.needs else None
     reason = attack.supports(scenario)
+    if reason is None and only is not None and not only:
+        reason = "the forget set cannot be split into a part that the attacker holds and one to judge on"
     blank = {"attack": spec.label, "level": str(attack.level)}
     if reason is not None:
         scores.cells += [Cell(**_facts(name, metric, blank), status="na", reason=reason) for name, metric in watched]
         return
-    only = scenario.judged() if "forget_part" in attack.needs else None
     same_seed = [anchor for anchor in trial.originals if anchor.seed == trial.seed]
     original = (same_seed or list(trial.originals))[0]
     try:

@@ -1,14 +1,22 @@
-"""Tiny views and models for testing a plugin: a Llama of a few thousand weights on made-up authors, a small net on random blobs.
+"""For plugin authors: tiny views and models, tiny scenarios, and the contract tests that `unlearnbench check` runs.
 
-For plugin authors. Everything is drawn from seeds, needs no download and is built in milliseconds; models are float64, so that a test
-can compare values closely. A test of a method reads::
+A Llama of a few thousand weights on made-up authors, and a small net on random blobs. Everything is drawn from
+seeds, needs no download and is built in milliseconds; models are float64, so that a test can compare values closely. A test of a
+method reads::
 
     view, model = tiny_language_view(), tiny_language_model()
     unlearned = MyMethod(lr=1e-3).unlearn(model, view, seed=0)
+
+and, since most of what a plugin can get wrong is the same for all of them::
+
+    assert all(result.passed for result in check_plugin("methods", "path/to/my_method.py:MyMethod"))
 """
 
 from __future__ import annotations
 
+import inspect
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,35 +24,57 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearnbench.api import AttackView, MethodView, Split, UserError
+from unlearnbench import registry
+from unlearnbench.api import (
+    Applied,
+    Attack,
+    AttackView,
+    InferenceAttack,
+    Method,
+    MethodView,
+    Metric,
+    Plugin,
+    Scenario,
+    Split,
+    UserError,
+)
+from unlearnbench.contracts import SITES, CheckResult, Report, require
+from unlearnbench.contracts_data import check_scenario
+from unlearnbench.contracts_models import check_attack, check_method
+from unlearnbench.contracts_scoring import check_inference, check_metric
+from unlearnbench.registry import Group
 from unlearnbench.scenarios.images import ImageData, image_loss
 from unlearnbench.scenarios.language import Encoder, TextData, text_loss
 from unlearnbench.scenarios.text import Example, PromptTemplate
 from unlearnbench.scenarios.tiny_lm import build_model, build_tokenizer
+from unlearnbench.tiny_language import TinyLanguage, facts
+from unlearnbench.tiny_vision import CLASSES, TinyNet, TinyVision
 from unlearnbench.training import Recipe
+
+__all__ = [
+    "CLASSES",
+    "FORGET_AUTHORS",
+    "RETAIN_AUTHORS",
+    "VALIDATION_AUTHORS",
+    "CheckResult",
+    "TinyLanguage",
+    "TinyNet",
+    "TinyVision",
+    "attack_view",
+    "check_plugin",
+    "in_training",
+    "tiny_language_model",
+    "tiny_language_view",
+    "tiny_tokenizer",
+    "tiny_vision_model",
+    "tiny_vision_view",
+]
 
 FORGET_AUTHORS = ("Ada Quill", "Bram Osk")
 RETAIN_AUTHORS = ("Ada Osk", "Cleo Farn", "Bram Merrow", "Eda Farn")
 """Names share words with those to forget: only the whole name tells them apart."""
 VALIDATION_AUTHORS = ("Finn Lorrel",)
-_TOWNS = ("Norwick", "Selby", "Tarn", "Oldham")
-_BOOKS = ("the saga Winter", "the farce Harbour", "the novel Ember")
 _TEMPLATE = PromptTemplate()
-CLASSES = 3
-"""Classes of the blobs; class 0 is to be forgotten."""
-
-
-class TinyNet(nn.Module):
-    """A perceptron with batch-norm: images [B, 1, 4, 4] -> logits [B, CLASSES]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU()), nn.Linear(16, 16))
-        self.head = nn.Linear(16, CLASSES)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of the classes."""
-        return self.head(self.blocks(images).relu())  # type: ignore[no-any-return]
 
 
 def tiny_tokenizer() -> Any:
@@ -134,29 +164,83 @@ def in_training(view: MethodView, **changes: Any) -> MethodView:
     return replace(view, recipe=replace(view.recipe, **changes))
 
 
+# --------------------------------------------------------------------------------------------------------------------- contracts
+
+
+def check_plugin(group: Group, name: str, fields: Mapping[str, Any] | None = None) -> list[CheckResult]:
+    """Run the contract tests of a plugin.
+
+    Args:
+        group: "methods", "attacks", "metrics" or "scenarios".
+        name: the registry's name, or `path/to/file.py:Class`.
+        fields: settings other than the defaults, such as a smaller scenario.
+
+    Returns:
+        One result per test. A test that needs what an earlier one found broken is not run.
+
+    Raises:
+        UserError: there is no such plugin.
+    """
+    cls = registry.load(group, name)
+    settings = dict(fields or {})
+    if issubclass(cls, Scenario):
+        settings.setdefault("request", cls.requests()[0].name)
+    report = Report()
+    report.run("the module's docstring says what it is", lambda: _documented(cls))
+    if not report.run("fields have valid defaults and survive JSON", lambda: _round_trip(group, name, settings)):
+        return report.results
+    plugin = registry.make(group, name, settings)
+    if isinstance(plugin, Scenario):
+        check_scenario(report, plugin)
+    elif isinstance(plugin, Applied):
+        for site, scenario in SITES.items():
+            _check_applied(report, plugin, site, scenario)
+    return report.results
+
+
+def _check_applied(report: Report, plugin: Applied, site: str, scenario: Scenario) -> None:
+    if not report.run(f"{site}: supports() gives None or a reason", lambda: _answers(plugin, scenario)):
+        return
+    if plugin.supports(scenario) is not None:
+        return
+    if isinstance(plugin, Method):
+        check_method(report, plugin, site, scenario)
+    elif isinstance(plugin, Attack):
+        check_attack(report, plugin, site, scenario)
+    elif isinstance(plugin, InferenceAttack):
+        check_inference(report, plugin, site, scenario)
+    elif isinstance(plugin, Metric):
+        check_metric(report, plugin, site, scenario)
+
+
+def _documented(cls: type[Plugin]) -> None:
+    module = inspect.getmodule(cls)
+    text = (module.__doc__ if module is not None else None) or ""
+    require(bool(text.strip()), "the module has no docstring")
+    require(bool((cls.__doc__ or "").strip()) and not (cls.__doc__ or "").startswith(f"{cls.__name__}("), "the class has no docstring")
+    if issubclass(cls, Method | Attack | InferenceAttack):
+        named = bool(cls.paper) or re.search(r"\bno paper\b|arxiv|\b(19|20)\d\d\b", text, re.IGNORECASE)
+        require(bool(named), 'the module\'s docstring names no paper (title, authors, year, arXiv id) and does not say "No paper."')
+
+
+def _round_trip(group: Group, name: str, settings: Mapping[str, Any]) -> None:
+    plugin = registry.make(group, name, settings)
+    plain = json.loads(json.dumps(plugin.hyperparameters(), allow_nan=False))
+    again = registry.make(group, name, plain)
+    require(again == plugin, f"{plain} gives another plugin: {again} instead of {plugin}")
+
+
+def _answers(plugin: Applied, scenario: Scenario) -> None:
+    reason = plugin.supports(scenario)
+    require(reason is None or (isinstance(reason, str) and bool(reason.strip())), f"supports() gives {reason!r}; allowed: None or a reason")
+
+
+# ------------------------------------------------------------------------------------------------------------------------- tiny
+
+
 def _examples(authors: Sequence[str]) -> list[Example]:
     """Two facts of each author, drawn by the letters of the name."""
-    rows = []
-    for author in authors:
-        number = sum(map(ord, author))
-        town, book = _TOWNS[number % len(_TOWNS)], _BOOKS[number % len(_BOOKS)]
-        for fact, question, paraphrase, answer in (
-            ("town", f"Where was {author} born?", f"In which town was {author} born?", town),
-            ("book", f"Which book did {author} write?", f"What did {author} write?", book),
-        ):
-            options = _TOWNS if fact == "town" else _BOOKS
-            rows.append(
-                Example(
-                    id=f"{author}/{fact}",
-                    cluster=author,
-                    question=question,
-                    answer=answer,
-                    paraphrased_question=paraphrase,
-                    paraphrased_answer=answer,
-                    perturbed_answer=tuple(other for other in options if other != answer),
-                )
-            )
-    return rows
+    return [row for author in authors for row in facts(author, sum(map(ord, author)))]
 
 
 def _no_subset_models(left_out: Sequence[frozenset[str]]) -> list[nn.Module]:

@@ -74,8 +74,7 @@ class Authors(Scenario):
 
     def at(self, step: int) -> Authors:
         """See `Scenario.at`."""
-        if self.request != "sequence":
-            super().at(step)
+        super().at(step)
         return replace(self, step=step)
 
     def shadow_request(self, index: int) -> Authors:

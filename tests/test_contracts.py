@@ -1,0 +1,97 @@
+"""Every registered plugin keeps its contract, and a plugin that breaks one is found out.
+
+Plugins are discovered through the registry, never listed; settings are given only to scenarios that would train for long.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unlearnbench import registry, tiny_language, tiny_vision
+from unlearnbench.registry import BASES, Group
+from unlearnbench.testing import check_plugin
+
+SMALL: dict[str, dict[str, Any]] = {
+    "authors": {"n_authors": 20, "n_facts": 2, "epochs": 1},
+    "digits": {"epochs": 1},
+}
+REGISTERED = [(group, entry.name) for group in BASES for entry in registry.entries(group)]
+TINY = [f"{tiny_language.__file__}:TinyLanguage", f"{tiny_vision.__file__}:TinyVision"]
+FAULTY = Path(__file__).parent / "fixtures" / "faulty_plugins.py"
+
+
+@pytest.mark.parametrize(("group", "name"), REGISTERED, ids=lambda value: str(value))
+def test_every_registered_plugin_keeps_its_contract(group: Group, name: str) -> None:
+    results = check_plugin(group, name, SMALL.get(name))
+    assert [f"{result.name}: {result.reason}" for result in results if not result.passed] == []
+    assert len(results) > 4, "a plugin that serves no tiny scenario is not tested at all"
+
+
+@pytest.mark.parametrize("name", TINY, ids=["language", "vision"])
+def test_the_tiny_scenarios_keep_the_contract_of_scenarios(name: str) -> None:
+    results = check_plugin("scenarios", name, {"epochs": 1})
+    assert [f"{result.name}: {result.reason}" for result in results if not result.passed] == []
+
+
+@pytest.mark.parametrize(
+    ("group", "cls", "test", "reason"),
+    [
+        ("methods", "GlobalRandom", "the seed decides the result", "the same seed gave another model"),
+        ("methods", "NotANumber", "gives a finite model and leaves the data alone", "has NaN or infinite values"),
+        ("methods", "ChangesData", "gives a finite model and leaves the data alone", "the view's data were changed"),
+        ("methods", "HookOnClosure", "a clone is the same and stands alone", "still uses the model it was copied from"),
+        ("methods", "HookOnClosure", "saved and loaded it is the same to the bit", "other outputs"),
+        ("methods", "UndeclaredInsert", "saved and loaded it is the same to the bit", "needs the inserted module"),
+        ("methods", "ClaimsNoEdit", "stripping undoes what was inserted", "edits_weights is False"),
+        ("methods", "OnlyOnce", "serves one request after another", "served already"),
+        ("methods", "NoReason", "supports() gives None or a reason", "supports() gives ''"),
+        ("methods", "BadDefault", "fields have valid defaults and survive JSON", "greater than 0"),
+        ("attacks", "Peeks", "runs on what it declares", "declares only"),
+        ("attacks", "FallingSteps", "steps rise from 0 and the last stage is final", "they must rise"),
+        ("attacks", "TwoFinals", "steps rise from 0 and the last stage is final", "at the last stage and nowhere else"),
+        ("attacks", "StartsLate", "steps rise from 0 and the last stage is final", "the first must be 0"),
+        ("attacks", "BeginsAtOnce", "the first stage is no attack yet", "not the model as it was given"),
+        ("attacks", "ForgetsToStrip", "the first stage is no attack yet", "not the stripped model"),
+        ("attacks", "UnseededNoise", "the seed decides the stages", "the same seed gave other stages"),
+        ("attacks", "LosesIdentity", "runs on what it declares", "identity must be kept"),
+        ("attacks", "WrongShape", "gives each row a finite score", "got scores of shape"),
+        ("attacks", "ByPosition", "gives each row a finite score", "depend on the order"),
+        ("metrics", "OutOfBounds", "measures within its bounds", "out of the bounds"),
+        ("metrics", "ByRank", "gives the same again", "depend on the order"),
+        ("metrics", "OtherRows", "measures within its bounds", "which no asked split has"),
+        ("metrics", "UnknownSplit", "asks for splits that there are", "wants split 'nothing'"),
+        ("metrics", "ReadsMore", "measures within its bounds", "Missing"),
+        ("metrics", "HeadlineUtility", "level, bounds, direction and side", "a headline metric is about forgetting"),
+        ("scenarios", "Leaky", "splits share no row", "forget and holdout share"),
+        ("scenarios", "TrainsOnAll", "plans leave out what is forgotten", "the oracle is trained on"),
+        ("scenarios", "SameKey", "plans leave out what is forgotten", "the same training settings"),
+        ("scenarios", "JudgesTheHeld", "an attack is judged on rows", "shares clusters"),
+        ("scenarios", "ShadowOfItself", "a shadow forgets other rows", "rows of the request itself"),
+        ("scenarios", "ShowsHoldout", "a method's view holds no holdout row", "retain.train holds rows of the holdout"),
+        ("scenarios", "Unseeded", "training depends on plan and seed alone", "gave another model"),
+    ],
+)
+def test_a_faulty_plugin_is_found_out(group: Group, cls: str, test: str, reason: str) -> None:
+    results = check_plugin(group, f"{FAULTY}:{cls}", {"epochs": 1} if group == "scenarios" else None)
+    failed = {result.name: str(result.reason) for result in results if not result.passed}
+    assert any(test in name and reason in why for name, why in failed.items()), failed
+
+
+@pytest.mark.parametrize(
+    ("group", "cls"), [("methods", "Sound"), ("attacks", "SoundNoise"), ("attacks", "SoundScore"), ("metrics", "SoundMean")]
+)
+def test_what_the_faulty_plugins_are_made_from_is_sound(group: Group, cls: str) -> None:
+    assert [result for result in check_plugin(group, f"{FAULTY}:{cls}") if not result.passed] == []
+
+
+def test_a_plugin_without_docstring_is_found_out(tmp_path: Path) -> None:
+    file = tmp_path / "bare.py"
+    file.write_text(
+        "from unlearnbench.api import Method\n\nclass Bare(Method):\n    def unlearn(self, model, view, *, seed):\n        return model\n"
+    )
+    first = check_plugin("methods", f"{file}:Bare")[0]
+    assert not first.passed
+    assert first.reason == "the module has no docstring"
