@@ -33,8 +33,9 @@ class Refusal(Inserted):
         return {"end_token": self.end_token}
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Logits of the end token alone."""
-        return ending(self.inner(hidden), self.end_token)
+        """Logits of the end token alone; the weights stay in the graph with gradient 0, so that an attacker's step is defined."""
+        logits: Tensor = self.inner(hidden)
+        return ending(logits, self.end_token) + 0 * logits
 
 
 class KeywordGate(Conditioned):

@@ -233,3 +233,51 @@ def test_importing_stats_stays_light() -> None:
     heavy = "{'scipy.stats', 'scipy.special', 'torch'}"
     code = f"import sys, unlearnbench.stats; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_auc_interval_of_clusters_is_that_of_rows_where_each_row_is_alone() -> None:
+    rng = np.random.default_rng(3)
+    members, nonmembers = rng.normal(0.7, 1, 30), rng.normal(0, 1, 25)
+    alone = auc_interval(members, nonmembers, member_clusters=range(30), nonmember_clusters=[f"n{i}" for i in range(25)])
+    assert alone == auc_interval(members, nonmembers)
+    assert alone.covers == "items"
+
+
+def test_auc_interval_of_copied_rows_is_that_of_the_clusters() -> None:
+    """Ten copies of a row bring nothing new: by clusters the interval stays, by rows it would shrink."""
+    rng = np.random.default_rng(4)
+    members, nonmembers = rng.normal(0.7, 1, 12), rng.normal(0, 1, 12)
+    copied = auc_interval(
+        np.repeat(members, 10),
+        np.repeat(nonmembers, 10),
+        member_clusters=np.repeat(np.arange(12), 10).tolist(),
+        nonmember_clusters=np.repeat(np.arange(12), 10).tolist(),
+    )
+    once = auc_interval(members, nonmembers)
+    assert copied[:2] == pytest.approx(once[:2], rel=1e-12)
+    assert copied.covers == "clusters"
+    by_rows = auc_interval(np.repeat(members, 10), np.repeat(nonmembers, 10))
+    assert by_rows.high - by_rows.low < 0.5 * (copied.high - copied.low)
+
+
+def test_auc_interval_covers_where_rows_of_a_cluster_move_together() -> None:
+    rng = np.random.default_rng(5)
+    truth, hits = 0.760249938906523, 0  # Phi(1 / sqrt(2)): members and non-members one standard deviation apart
+    for _ in range(400):
+        members = np.repeat(rng.normal(0, 0.8**0.5, 20), 5) + rng.normal(1, 0.2**0.5, 100)
+        nonmembers = np.repeat(rng.normal(0, 0.8**0.5, 20), 5) + rng.normal(0, 0.2**0.5, 100)
+        names = np.repeat(np.arange(20), 5).tolist()
+        low, high, _ = auc_interval(members, nonmembers, member_clusters=names, nonmember_clusters=names)
+        hits += low <= truth <= high
+    assert 0.90 <= hits / 400 <= 0.985
+
+
+def test_auc_interval_at_the_end_counts_clusters() -> None:
+    interval = auc_interval([5, 6, 7, 8], [1, 2, 3, 4], member_clusters=[0, 0, 1, 1], nonmember_clusters=[0, 1, 2, 3])
+    assert tuple(interval) == (0.025 ** (1 / 2), 1.0, "clusters")
+
+
+@pytest.mark.parametrize(("clusters", "problem"), [([0, 0, 0], "members lie in 1 cluster"), ([0, 1], "3 scores but 2 clusters")])
+def test_auc_interval_refuses_clusters(clusters: list[int], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        auc_interval([1.0, 2.0, 3.0], [0.0, 1.5], member_clusters=clusters)

@@ -4,7 +4,7 @@ Knows arrays of numbers only: no model, no record, no file. Rates and AUCs are f
 and gaps live in `intervals` and are offered here too, so that users need one import.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -59,24 +59,35 @@ def auc(members: npt.ArrayLike, nonmembers: npt.ArrayLike) -> float:
     return float(_placements(_scores("members", members), _scores("nonmembers", nonmembers)).mean())
 
 
-def auc_interval(members: npt.ArrayLike, nonmembers: npt.ArrayLike, level: float = 0.95) -> Interval:
+def auc_interval(
+    members: npt.ArrayLike,
+    nonmembers: npt.ArrayLike,
+    level: float = 0.95,
+    *,
+    member_clusters: Sequence[Hashable] | None = None,
+    nonmember_clusters: Sequence[Hashable] | None = None,
+) -> Interval:
     """Confidence interval of the AUC over new, independent members and non-members.
 
-    DeLong, DeLong and Clarke-Pearson (1988) on the logit scale, which keeps the ends inside [0, 1]. At an AUC of
+    DeLong, DeLong and Clarke-Pearson (1988), for clustered rows Obuchowski (1997, without her covariance of the two
+    sides: no cluster here has rows on both), on the logit scale, which keeps the ends inside [0, 1]. At an AUC of
     exactly 0 or 1 that variance is 0 and says nothing; there the far end is Clopper and Pearson's for min(m, n)
-    successes in as many trials, since that many disjoint member-nonmember pairs are independent trials of probability
-    AUC. If all scores are equal the interval is the point 0.5.
+    successes in as many trials, since that many disjoint member-nonmember pairs (of clusters, if there are any) are
+    independent trials of probability AUC. If all scores are equal the interval is the point 0.5.
 
     Args:
         members: Scores of the members, shape [m], m >= 2.
         nonmembers: Scores of the non-members, shape [n], n >= 2.
         level: Confidence level.
+        member_clusters: What each member belongs to; by default each row is its own.
+        nonmember_clusters: What each non-member belongs to.
 
     Returns:
-        The interval, covering items; rows of a cluster are treated as independent.
+        The interval, covering clusters, or items where each row is its own.
 
     Raises:
-        ValueError: As `auc`, or with fewer than two scores on a side, or a level outside (0, 1).
+        ValueError: As `auc`, or with fewer than two clusters on a side, clusters that do not fit the scores, or a level
+            outside (0, 1).
 
     >>> low, high, _ = auc_interval([3, 4, 5, 6], [1, 2, 3.5, 2.5])
     >>> round(low, 3), round(high, 3)
@@ -85,15 +96,18 @@ def auc_interval(members: npt.ArrayLike, nonmembers: npt.ArrayLike, level: float
     tail = tail_probability(level)
     positive, negative = _scores("members", members, 2), _scores("nonmembers", nonmembers, 2)
     above, below = _placements(positive, negative), 1 - _placements(negative, positive)
+    ours = _codes("members", member_clusters, len(above))
+    theirs = _codes("nonmembers", nonmember_clusters, len(below))
+    covers = "items" if ours.max() + 1 == len(above) and theirs.max() + 1 == len(below) else "clusters"
     area = float(above.mean())
     if area in (0.0, 1.0):
-        far = tail ** (1 / min(len(above), len(below)))
-        return Interval(far, 1.0, "items") if area == 1.0 else Interval(0.0, 1 - far, "items")
+        far = tail ** (1 / (min(ours.max(), theirs.max()) + 1))
+        return Interval(far, 1.0, covers) if area == 1.0 else Interval(0.0, 1 - far, covers)
     from scipy.special import expit, logit, ndtri
 
-    error = float(np.sqrt(above.var(ddof=1) / len(above) + below.var(ddof=1) / len(below)))
+    error = float(np.sqrt(_clustered_variance(above, area, ours) + _clustered_variance(below, area, theirs)))
     half = -float(ndtri(tail)) * error / (area * (1 - area))
-    return Interval(float(expit(logit(area) - half)), float(expit(logit(area) + half)), "items")
+    return Interval(float(expit(logit(area) - half)), float(expit(logit(area) + half)), covers)
 
 
 def tpr_at_fpr(members: npt.ArrayLike, nonmembers: npt.ArrayLike, fpr: float) -> float:
@@ -242,6 +256,25 @@ def _placements(ours: FloatArray, theirs: FloatArray) -> FloatArray:
     ordered = np.sort(theirs)
     below, up_to = np.searchsorted(ordered, ours, "left"), np.searchsorted(ordered, ours, "right")
     return (below + up_to) / (2 * len(ordered))
+
+
+def _codes(name: str, clusters: Sequence[Hashable] | None, n: int) -> npt.NDArray[np.int64]:
+    """The number of each row's cluster, from 0 on."""
+    if clusters is None:
+        return np.arange(n)
+    if len(clusters) != n:
+        raise ValueError(f"{name} have {n} scores but {len(clusters)} clusters")
+    numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
+    if len(numbers) < 2:
+        raise ValueError(f"{name} lie in {len(numbers)} cluster; an interval needs at least 2")
+    return np.array([numbers[cluster] for cluster in clusters])
+
+
+def _clustered_variance(placements: FloatArray, area: float, codes: npt.NDArray[np.int64]) -> float:
+    """Variance of the mean placement [n], its rows grouped by `codes` [n]; var(ddof=1) / n where each row is alone."""
+    count = int(codes.max()) + 1
+    sums = np.bincount(codes, weights=placements - area)
+    return count / (count - 1) * float((sums**2).sum()) / len(placements) ** 2
 
 
 def _false_positives(n: int, fpr: float) -> int:
