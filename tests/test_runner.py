@@ -88,7 +88,7 @@ def copied(done: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The kinds of the nodes that are computed in this process, as they are."""
     kinds: list[str] = []
     real = runner.work
@@ -98,7 +98,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return real(store, run, settings, job)
 
     monkeypatch.setattr(runner, "work", spy)
-    yield kinds
+    return kinds
 
 
 def run_in(folder: Path, suite: Suite | None = None, **options: Any) -> RunSummary:

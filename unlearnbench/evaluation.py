@@ -157,6 +157,7 @@ def _infer(
         "bounds": (0.0, 1.0),
         "side": "forget",
         "headline": True,
+        "two_sided": True,
     }
     low = {**facts, "metric": f"{spec.label}_tpr@{LOW_FPR:g}", "headline": False, "side": "diagnostic"}
     reason = attack.supports(scenario)
@@ -172,9 +173,12 @@ def _infer(
                 raise ValueError(f"{len(evidence.ids[split])} rows of {split} got scores of shape {found[split].shape}")
             rows = zip(evidence.ids[split], evidence.clusters[split], found[split], strict=True)
             scores.items.extend((spec.label, None, None, row, cluster, float(value)) for row, cluster, value in rows)
-        interval = stats.auc_interval(found["forget"], found["holdout"])
         value = stats.auc(found["forget"], found["holdout"])
-        return Cell(**facts, value=value, n=len(found["forget"]), interval=(interval.low, interval.high))
+        members, others = evidence.clusters["forget"], evidence.clusters["holdout"]
+        if min(len(set(members)), len(set(others))) < 2:  # one author alone says nothing of others
+            return Cell(**facts, value=value, n=len(members))
+        low, high, covers = stats.auc_interval(found["forget"], found["holdout"], member_clusters=members, nonmember_clusters=others)
+        return Cell(**facts, value=value, n=len(members), interval=(low, high), covers=covers)
 
     def at_low_fpr() -> Cell:
         unsupported = stats.tpr_supported(len(found["holdout"]), LOW_FPR)

@@ -162,8 +162,7 @@ def _crossed_mean(values: npt.ArrayLike, clusters: Clusters) -> _Mean:
     seeds, items = array.shape
     if not seeds or len(clusters) != items:
         raise ValueError(
-            f"values has shape {array.shape} and clusters length {len(clusters)}; "
-            "they must be [seeds, items] and one label per item"
+            f"values has shape {array.shape} and clusters length {len(clusters)}; they must be [seeds, items] and one label per item"
         )
     index = {label: position for position, label in enumerate(dict.fromkeys(clusters))}
     if len(index) < 2:

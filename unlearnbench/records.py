@@ -67,7 +67,11 @@ class Cell(_Schema):
     value: float | None = None
     n: int = 0
     interval: tuple[float, float] | None = None
-    """For a value that is no mean over rows, its 95 % interval over rows."""
+    """For a value that is no mean over rows, its 95 % interval."""
+    covers: str | None = None
+    """What that interval covers: "items" or "clusters"."""
+    two_sided: bool = False
+    """True where departing from the oracle to either side gives the forget set away: an AUC below it is as telling as one above."""
     clusters: Clusters | None = None
 
     @property

@@ -101,7 +101,7 @@ def auc_interval(
     covers = "items" if ours.max() + 1 == len(above) and theirs.max() + 1 == len(below) else "clusters"
     area = float(above.mean())
     if area in (0.0, 1.0):
-        far = tail ** (1 / (min(ours.max(), theirs.max()) + 1))
+        far = tail ** (1 / (1 + min(int(ours.max()), int(theirs.max()))))
         return Interval(far, 1.0, covers) if area == 1.0 else Interval(0.0, 1 - far, covers)
     from scipy.special import expit, logit, ndtri
 

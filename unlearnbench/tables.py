@@ -42,7 +42,8 @@ class Score:
     tie: bool | None = None
     """None where no tie is claimed."""
     anchored: float | None = None
-    """The value on the scale where the oracles are 0 and the originals 1; None where those cannot be told apart."""
+    """The value on the scale where the oracles are 0 and the originals 1; None where those cannot be told apart. A score that gives the
+    forget set away to either side (an AUC) has its distance here."""
     seeds: int = 0
     reason: str | None = None
     """Why the value is missing, or what part of it is."""
@@ -263,7 +264,7 @@ def score(column: Column, records: Sequence[Record], originals: Sequence[Record]
         gap=gap,
         gap_interval=gap_interval,
         tie=tied(gap_interval) if ties and gap_interval is not None else None,
-        anchored=_anchored(value, column, originals, oracles) if cells[0].side == "forget" else None,
+        anchored=_anchored(cells[0], value, originals, oracles) if cells[0].side == "forget" else None,
         seeds=len(cells),
         reason=note,
     )
@@ -302,11 +303,13 @@ def _told_apart(column: Column, originals: Sequence[Record], oracles: Sequence[R
     return distance > 1e-9 and distance >= TOLD_APART * float(np.std(pool, ddof=1))
 
 
-def _anchored(value: float, column: Column, originals: Sequence[Record], oracles: Sequence[Record]) -> float | None:
+def _anchored(cell: Cell, value: float, originals: Sequence[Record], oracles: Sequence[Record]) -> float | None:
+    column = (cell.metric, cell.attack)
     if not _told_apart(column, originals, oracles):
         return None
     original, oracle = np.mean(_values(column, originals)), np.mean(_values(column, oracles))
-    return float((value - oracle) / (original - oracle))
+    share = float((value - oracle) / (original - oracle))
+    return abs(share) if cell.two_sided else share
 
 
 def _interval(cells: Sequence[Cell]) -> Interval | None:
@@ -322,7 +325,8 @@ def _interval(cells: Sequence[Cell]) -> Interval | None:
     bounds = [cell.interval for cell in cells if cell.interval is not None]
     if len(bounds) == len(cells):
         # Seeds share their items: the mean of the ends is right for full correlation, and wide otherwise.
-        return Interval(float(np.mean([low for low, _ in bounds])), float(np.mean([high for _, high in bounds])), "items")
+        covers = cells[0].covers or "items"
+        return Interval(float(np.mean([low for low, _ in bounds])), float(np.mean([high for _, high in bounds])), covers)
     return None
 
 
