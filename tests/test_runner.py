@@ -7,7 +7,6 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ METHODS = f'{{name: finetune, epochs: 1, lr: 0.01, batch_size: 64}}, collapsed, 
 ATTACKS = "loss_attack, {name: relearning, steps: [0, 2]}"
 METRICS = "accuracy, {name: accuracy, label: retain_accuracy, split: retain}"
 Files = dict[str, Any]
-Run = Callable[..., RunSummary]
 
 
 def suite_of(
