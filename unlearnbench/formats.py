@@ -112,11 +112,22 @@ def notes(board: Board) -> list[str]:
     lines += [f"{name(column)} is not shown: {reason}" for column, reason in board.absent.items()]
     missing: dict[str, list[str]] = {}
     for row in board.rows:
+        reasons: dict[str, list[str]] = {}
         for column, score in row.scores.items():
             if score.reason is not None:
-                missing.setdefault(score.reason, []).append(f"{row.label} {name(column)}")
-    lines += [f"– {', '.join(places[:4])}{' …' if len(places) > 4 else ''}: {reason}" for reason, places in missing.items()]
-    return lines
+                reasons.setdefault(score.reason, []).append(f"{row.label} {name(column)}")
+        for reason, places in reasons.items():
+            missing.setdefault(reason, []).extend([row.label] if len(places) == len(row.scores) else places)
+    return lines + [f"Missing: {_some(places)}: {reason}" for reason, places in missing.items()]
+
+
+def _some(places: Sequence[str]) -> str:
+    """The first few of many.
+
+    >>> _some("abcdef")
+    'a, b, c, d and 2 more'
+    """
+    return f"{', '.join(places[:4])}{f' and {len(places) - 4} more' if len(places) > 4 else ''}"
 
 
 def _has_values(row: Row) -> bool:
@@ -131,6 +142,7 @@ def terminal(found: Sequence[Board]) -> str:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     text = io.StringIO()
     console = Console(file=text, width=1000, color_system=None, highlight=False)
@@ -139,14 +151,17 @@ def terminal(found: Sequence[Board]) -> str:
         height = max(map(len, heads))
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for head in heads:
-            table.add_column("\n".join([""] * (height - len(head)) + head), justify="left" if head == ["row"] else "right", no_wrap=True)
+            # As Text: brackets in labels are no markup.
+            table.add_column(
+                Text("\n".join([""] * (height - len(head)) + head)), justify="left" if head == ["row"] else "right", no_wrap=True
+            )
         for role, group in itertools.groupby(board.rows, key=lambda row: row.role == "method"):
             if role:
                 table.add_section()
             for row in group:
                 cells = [f"{value_text(row.scores[column])}\n{gap_text(row.scores[column])}".strip() for column in board.columns]
                 rank, label, *shares = _front(row)
-                table.add_row(rank, _broken(label), *shares, *cells)
+                table.add_row(*map(Text, (rank, _broken(label), *shares, *cells)))
         width = max(80, console.measure(table).maximum)
         console.print(f"{board.suite}: {board.title}, {board.description}", markup=False, width=width)
         console.print(table)
@@ -217,24 +232,24 @@ def _compared(board: Board) -> list[str]:
     """The comparisons of a board: a line for each method that the best one is compared with."""
     if not board.comparisons:
         return []
-    found = {(comparison.second, comparison.column): comparison for comparison in board.comparisons}
-    others = list(dict.fromkeys(comparison.second for comparison in board.comparisons))
-    shown = [column for column in board.headline if any(found[other, column].p is not None for other in others)]
     first = board.comparisons[0].first
-    covers = sorted({comparison.interval.covers for comparison in board.comparisons if comparison.interval is not None})
+    found = {(comparison.second, comparison.column): comparison for comparison in board.comparisons}
+    known = [comparison for comparison in board.comparisons if comparison.interval is not None]
+    others = list(dict.fromkeys(comparison.second for comparison in known))
+    columns = [column for column in board.headline if column in {comparison.column for comparison in known}]
     lines = []
-    if shown:
+    if known:
+        covers = sorted({comparison.interval.covers for comparison in known if comparison.interval is not None})
         lines += [f"{first} minus each other method, on the same seeds and rows:", ""]
-        lines += _pipes(
-            ["against", *map(name, shown)], [[other, *(_difference(found[other, column]) for column in shown)] for other in others]
-        )
+        heads = ["against", *map(name, columns)]
+        lines += _pipes(heads, [[other, *(_difference(found[other, column]) for column in columns)] for other in others])
         lines += ["", f"- p: t test of the paired differences over {' or '.join(covers)}, adjusted by Holm's method over this board."]
     reasons: dict[str, list[str]] = {}
     for comparison in board.comparisons:
         if comparison.reason is not None:
-            reasons.setdefault(comparison.reason, []).append(f"{comparison.second} {name(comparison.column)}")
-    for reason, places in reasons.items():
-        lines.append(f"- {first} is not compared with {', '.join(places[:4])}{' …' if len(places) > 4 else ''}: {reason}")
+            place = f"{comparison.second} on {name(comparison.column)}" if comparison.second in others else comparison.second
+            reasons.setdefault(comparison.reason, []).append(place)
+    lines += [f"- {first} is not compared with {_some(list(dict.fromkeys(places)))}: {reason}" for reason, places in reasons.items()]
     return [*lines, ""]
 
 
