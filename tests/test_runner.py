@@ -7,6 +7,10 @@ import logging
 import re
 import shutil
 import time
+<<<<<<< HEAD
+=======
+from collections.abc import Callable
+>>>>>>> 0d4e283 (Drop an import)
 from pathlib import Path
 from typing import Any
 
