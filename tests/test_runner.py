@@ -7,10 +7,6 @@ import logging
 import re
 import shutil
 import time
-<<<<<<< HEAD
-=======
-from collections.abc import Callable
->>>>>>> 0d4e283 (Drop an import)
 from pathlib import Path
 from typing import Any
 
