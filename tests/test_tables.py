@@ -84,6 +84,13 @@ def test_ends_given_by_the_cells_are_averaged() -> None:
     assert score.interval[:2] == pytest.approx((0.3, 0.7))
 
 
+def test_an_interval_of_the_cells_says_what_it_covers() -> None:
+    found = method(probability=cell("probability", 0.5, interval=(0.2, 0.6), covers="clusters"))
+    score = row_of(board_of(beside(anchors(), found)), "npo").scores[PROBABILITY]
+    assert score.interval is not None
+    assert score.interval.covers == "clusters"
+
+
 @pytest.mark.parametrize(
     "values", [[0.5], [[0.5]], [[0.5, 0.6], 0.6], [[0.5, 0.6], [0.5, 0.6, 0.7]]], ids=["number", "one cluster", "one without", "other rows"]
 )
@@ -226,6 +233,14 @@ def test_worst_is_the_largest_anchored_score_and_kept_the_smallest_share() -> No
     assert row.kept == pytest.approx(0.9)
     assert row_of(board, "original").worst == pytest.approx(1)
     assert row_of(board, "original").kept == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize(("two_sided", "worst"), [(True, 0.125), (False, -0.125)])
+def test_a_score_that_tells_to_both_sides_counts_its_distance(two_sided: bool, worst: float) -> None:
+    below = method(probability=cell("probability", 0.1, two_sided=two_sided))
+    row = row_of(board_of(beside(anchors(), below)), "npo")
+    assert row.worst == pytest.approx(worst)
+    assert row.scores[PROBABILITY].gap == pytest.approx(-0.1)
 
 
 def test_kept_is_the_smallest_share_and_leaves_out_what_is_better_low() -> None:
