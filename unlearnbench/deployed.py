@@ -54,9 +54,10 @@ def load_model(folder: Path, build: Callable[[], nn.Module], inserts: tuple[type
             raise ValueError(f"{folder} needs the inserted module {entry['class']!r}; the method knows {sorted(known) or 'none'}")
         insert(model, entry["path"], known[entry["class"]](model.get_submodule(entry["path"]), **entry["config"]))
     tensors = load_tensors(folder)
-    wrong = model.load_state_dict(tensors, strict=False)
-    if wrong.missing_keys or wrong.unexpected_keys:
-        raise ValueError(f"{folder} does not fit: missing {wrong.missing_keys}, unexpected {wrong.unexpected_keys}")
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:  # names or shapes
+        raise ValueError(f"the weights in {folder} do not fit: {' '.join(str(error).split())}") from error
     return model.eval()
 
 

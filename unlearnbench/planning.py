@@ -183,6 +183,7 @@ def _bank(bank: Bank, anchors: Anchors, place: Place, role: Role, spec: PluginSp
 
 
 def _elsewhere(place: Place, index: int) -> Place:
-    shadow = place.open().shadow_request(index)
+    """The same place with another random forget set."""
+    shadow = replace(place, step=0).open().shadow_request(index)
     fields = {name: value for name, value in shadow.hyperparameters().items() if name != "request"}
-    return Place(scenario=place.scenario.model_copy(update={"fields": fields}), request=shadow.request)
+    return replace(place, scenario=place.scenario.model_copy(update={"fields": fields}), request=shadow.request)
