@@ -37,6 +37,9 @@ def test_cells() -> None:
     assert value_text(Score(reason="failed: NaN")) == "–"
     assert gap_text(Score(value=0.1)) == ""
     assert gap_text(Score(value=0.1, gap=-0.1, tie=None)) == "-0.10"
+    assert gap_text(Score(value=0.1, gap=-0.004, tie=True)) == "≈ 0.00"
+    assert gap_text(Score(value=0.1, gap=0.004, tie=False)) == "0.00"
+    assert gap_text(Score(value=0.1, gap=-0.006, tie=False)) == "-0.01"
     assert [p_text(p) for p in (0.001, 0.00999, 0.01, 1.0)] == ["p 0.001", "p 0.010", "p 0.01", "p 1.00"]
 
 
@@ -71,7 +74,7 @@ def test_a_long_label_breaks_after_a_comma() -> None:
 
 def test_notes_say_how_to_read_the_table_and_what_is_missing() -> None:
     text = "\n".join(notes(board_of()))
-    assert "Anchors: 2 originals, 4 oracles. ± is the longer arm of a 95 % interval over clusters; below a value is its gap" in text
+    assert "Anchors: 2 originals and 4 oracles. ± is the longer arm of a 95 % interval over clusters; below a value is its gap" in text
     assert "≈ where one more oracle could lie" in text
     assert "No rank: useless, keeps 0.50 of the utility, less than 0.8." in text
     assert "No rank: a_b&c, 1 of 3 forget scores missing." in text
@@ -83,11 +86,11 @@ def test_notes_say_how_to_read_the_table_and_what_is_missing() -> None:
 def test_notes_of_boards_that_claim_less() -> None:
     (few,) = boards(beside(anchors(oracles=[{"probability": 0.1}, {"probability": 0.2}]), record("npo", 0, {"probability": 0.3})))
     text = "\n".join(notes(few))
-    assert "2 oracles and 2 originals are too few to claim ties." in text
+    assert "2 originals and 2 oracles are too few to claim ties." in text
     assert "≈" not in text
     assert "±" not in text
     silent = "\n".join(notes(board_of(signal=False)))
-    assert "No signal: 10 % of the authors. Original and oracle cannot be told apart here, so nothing is ranked or tied." in silent
+    assert "No signal: original and oracle cannot be told apart on this request, so nothing is ranked or tied." in silent
     assert "worst:" not in silent
     assert "No rank" not in silent
     blunt = anchors([{"probability": 0.25, "rouge": 1.0}] * 2, [{"probability": v, "rouge": v} for v in ORACLES])

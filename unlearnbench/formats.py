@@ -58,7 +58,13 @@ def gap_text(score: Score) -> str:
     """
     if score.gap is None:
         return ""
-    return f"{'≈ ' if score.tie else ''}{score.gap:+.2f}"
+    return f"{'≈ ' if score.tie else ''}{_signed(score.gap)}"
+
+
+def _signed(number: float) -> str:
+    """Two decimals with a sign, without one for what is rounded to 0."""
+    text = f"{number:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text
 
 
 def p_text(p: float) -> str:
@@ -75,7 +81,11 @@ def p_text(p: float) -> str:
 def _front(row: Row) -> list[str]:
     """The cells before the scores: rank, label, worst case, utility kept."""
     rank = "" if row.rank is None else str(row.rank)
-    return [rank, f"{row.label}{MARKS.get(row.role, '')}", *("–" if share is None else f"{share:.2f}" for share in (row.worst, row.kept))]
+    return [
+        rank,
+        f"{row.label}{MARKS.get(row.role, '')}",
+        *("–" if share is None else f"{share:.2f}".replace("-0.00", "0.00") for share in (row.worst, row.kept)),
+    ]
 
 
 FRONT = ("rank", "row", "worst", "kept")
@@ -90,14 +100,15 @@ def _kind(board: Board, column: Column) -> str:
 def notes(board: Board) -> list[str]:
     """What stands under a table: how to read it, and why values are missing."""
     lines = []
+    anchors = f"{_count(board.originals, 'original')} and {_count(board.oracles, 'oracle')}"
     if not board.signal:
-        lines.append(f"No signal: {board.description}. Original and oracle cannot be told apart here, so nothing is ranked or tied.")
+        lines.append("No signal: original and oracle cannot be told apart on this request, so nothing is ranked or tied.")
     elif not board.claims_ties:
-        lines.append(f"{board.oracles} oracles and {board.originals} originals are too few to claim ties.")
+        lines.append(f"{anchors} are too few to claim ties.")
     covers = sorted({score.interval.covers for row in board.rows for score in row.scores.values() if score.interval is not None})
     over = f"± is the longer arm of a 95 % interval over {' or '.join(covers)}; " if covers else ""
     tie = ", ≈ where one more oracle could lie there" if board.claims_ties else ""
-    lines.append(f"Anchors: {board.originals} originals, {board.oracles} oracles. {over}below a value is its gap to the oracles{tie}.")
+    lines.append(f"Anchors: {anchors}. {over}below a value is its gap to the oracles{tie}.")
     if board.signal:
         lines.append(
             f"worst: the largest forget score, oracle 0 and original 1. kept: utility as a share of the oracles'; below {UTILITY_GATE:g} "
@@ -128,6 +139,10 @@ def _some(places: Sequence[str]) -> str:
     'a, b, c, d and 2 more'
     """
     return f"{', '.join(places[:4])}{f' and {len(places) - 4} more' if len(places) > 4 else ''}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _has_values(row: Row) -> bool:
@@ -256,7 +271,7 @@ def _compared(board: Board) -> list[str]:
 def _difference(comparison: Comparison) -> str:
     if comparison.difference is None or comparison.adjusted is None:
         return "–"
-    return f"{comparison.difference:+.2f}, {p_text(comparison.adjusted)}"
+    return f"{_signed(comparison.difference)}, {p_text(comparison.adjusted)}"
 
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "–": "--"}
