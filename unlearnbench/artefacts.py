@@ -6,7 +6,6 @@ file knows where models come from and nothing of how they are scored.
 
 from __future__ import annotations
 
-import copy
 import json
 import random
 import time
@@ -175,7 +174,7 @@ class Workshop:
     def member(self, source: Source, role: str, place: Place, needs: frozenset[Need]) -> Member:
         """One model of a bank, with its evidence at a place."""
         return Member(
-            role=role, seed=source.seed, evidence=self.evidence(source, place, needs), load=lambda: copy.deepcopy(self.model(source))
+            role=role, seed=source.seed, evidence=self.evidence(source, place, needs), load=lambda: self.model(source)
         )
 
     # -------------------------------------------------------------------------------------------------------------- around

@@ -44,7 +44,8 @@ def score(trial: Trial, workshop: Workshop) -> Scores:
     evidence = workshop.evidence(trial.source, trial.place, needs)
     under = frozenset(need for need in needs if need.intervention is not None)
     if under:
-        evidence = evidence.joined(scenario.evidence(workshop.model(trial.source), under))
+        with workshop.on_hardware():
+            evidence = evidence.joined(scenario.evidence(workshop.model(trial.source), under))
     me = source_key(trial.source, workshop.settings)
 
     def members(sources: Sequence[Source], role: str) -> tuple[Member, ...]:

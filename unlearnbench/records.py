@@ -148,7 +148,7 @@ def cluster_means(values: Mapping[str, float], clusters: Mapping[str, str]) -> C
         values: value of each row.
         clusters: cluster of each row.
     """
-    names = {clusters[row] for row in values}
+    names = sorted({clusters[row] for row in values})
     if len(names) > MAX_CLUSTERS:
         group = {name: f"{zlib.crc32(name.encode()) % MAX_CLUSTERS:02d}" for name in names}
     else:
@@ -158,7 +158,7 @@ def cluster_means(values: Mapping[str, float], clusters: Mapping[str, str]) -> C
         pooled.setdefault(group[clusters[row]], []).append(value)
     order = sorted(pooled)
     return Clusters(
-        digest=zlib.crc32("\n".join(order).encode()),
+        digest=zlib.crc32("\n".join(names).encode()),
         means=tuple(float(np.mean(pooled[name])) for name in order),
         counts=tuple(len(pooled[name]) for name in order),
     )
