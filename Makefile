@@ -26,6 +26,7 @@ lint: $(STAMP)
 results: $(STAMP)
 	rm -rf results/quickstart
 	$(BIN)/unlearnbench run configs/quickstart.yaml --out results/quickstart
+	$(BIN)/python benchmarks/readme.py
 
 # Runs one trial of each committed suite again and compares it with its record.
 verify: $(STAMP)

@@ -223,11 +223,15 @@ def markdown(found: Sequence[Board]) -> str:
     for suite, group in itertools.groupby(found, key=lambda board: board.suite):
         parts += [f"# {suite}", "", "Generated from the records in this folder; do not edit.", ""]
         for board in group:
-            heads = [*FRONT, *(f"{name(column)} {_kind(board, column)}" for column in board.columns)]
             parts += [f"## {board.title}", "", f"{board.description[:1].upper()}{board.description[1:]}.", ""]
-            parts += _pipes(heads, [[*_front(row), *(_both(row.scores[column]) for column in board.columns)] for row in board.rows])
-            parts += ["", *(f"- {line}" for line in notes(board)), "", *_compared(board)]
+            parts += [*markdown_table(board), "", *(f"- {line}" for line in notes(board)), "", *_compared(board)]
     return "\n".join(parts)
+
+
+def markdown_table(board: Board) -> list[str]:
+    """The lines of one board's Markdown table."""
+    heads = [*FRONT, *(f"{name(column)} {_kind(board, column)}" for column in board.columns)]
+    return _pipes(heads, [[*_front(row), *(_both(row.scores[column]) for column in board.columns)] for row in board.rows])
 
 
 def _pipes(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
