@@ -1,4 +1,4 @@
-"""A tiny language scenario: twenty made-up authors and a Llama of a few thousand weights.
+"""A tiny language scenario: twenty made-up authors and a small Llama.
 
 In a suite it is called `path/to/tiny_language.py:TinyLanguage`. Names are made of common parts: only the whole name tells an author.
 """
@@ -9,8 +9,9 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from pydantic import Field
 from torch import nn
 
 from unlearnbench.api import Data, Modality, Need, Plan, Request, Task
@@ -19,10 +20,12 @@ from unlearnbench.scenarios.language import Encoder, TextData, rows_of, text_los
 from unlearnbench.scenarios.text import Example, PromptTemplate
 from unlearnbench.scenarios.text_evidence import text_evidence
 from unlearnbench.scenarios.tiny_lm import build_model, build_tokenizer
-from unlearnbench.tiny import STEPS, Tiny, both, without
+from unlearnbench.tiny import STEPS, Count, Tiny, both, without
 from unlearnbench.training import hardware
 
 TEMPLATE = PromptTemplate()
+WIDTH = 64
+"""Narrower ones do not tell twenty names apart."""
 TOWNS = ("Norwick", "Selby", "Tarn", "Oldham")
 BOOKS = ("the saga Winter", "the farce Harbour", "the novel Ember")
 FIRST_NAMES = ("Ada", "Bram", "Cleo", "Eda")
@@ -75,6 +78,9 @@ class TinyLanguage(Tiny):
     modality: ClassVar[Modality] = "language"
     task: ClassVar[Task] = "generate"
     splits: ClassVar[tuple[str, ...]] = ("forget", "retain", "holdout", "general")
+
+    epochs: Count = 22
+    lr: Annotated[float, Field(gt=0)] = 0.005
 
     @classmethod
     def requests(cls) -> tuple[Request, ...]:
@@ -149,8 +155,10 @@ class TinyLanguage(Tiny):
         return self._rows([name for name in self._authors()[4:] if name not in plan.rows], general())
 
     def build(self, seed: int) -> nn.Module:
-        """See `Scenario.build`: a Llama with two layers of width 16."""
-        model: nn.Module = build_model(len(tiny_encoder().tokenizer), seed=seed, hidden_size=16, n_layers=2, n_heads=2, mlp_size=32)
+        """See `Scenario.build`: a Llama with two layers."""
+        model: nn.Module = build_model(
+            len(tiny_encoder().tokenizer), seed=seed, hidden_size=WIDTH, n_layers=2, n_heads=2, mlp_size=2 * WIDTH
+        )
         return model.to(hardware.get().device)
 
     def evidence(
