@@ -380,3 +380,18 @@ def test_the_same_record_twice_is_one_and_two_of_a_seed_are_refused() -> None:
     stale = method(hyperparameters={"lr": 2.0})
     with pytest.raises(UserError, match=r"npo-\w+\.json and npo-\w+\.json both are npo on authors/forget10, seed 0; one of them is stale"):
         boards([*records, stale])
+
+
+def test_a_cell_is_found_by_metric_and_attack() -> None:
+    cells = (
+        cell("rouge", 0.1),
+        cell("relearning:rouge", 0.2, step=0, final=False),
+        cell("relearning:rouge", 0.3, step=4, final=True),
+        cell("quantised:rouge", "na: no weights"),
+    )
+    made = record("npo").model_copy(update={"cells": cells})
+    assert made.cell("rouge") is cells[0]
+    assert made.cell("rouge", "relearning") is cells[2]
+    assert made.cell("rouge", "quantised") is cells[3]
+    assert made.cell("rouge", "absent") is None
+    assert made.cell("absent") is None
