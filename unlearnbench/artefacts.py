@@ -173,9 +173,7 @@ class Workshop:
 
     def member(self, source: Source, role: str, place: Place, needs: frozenset[Need]) -> Member:
         """One model of a bank, with its evidence at a place."""
-        return Member(
-            role=role, seed=source.seed, evidence=self.evidence(source, place, needs), load=lambda: self.model(source)
-        )
+        return Member(role=role, seed=source.seed, evidence=self.evidence(source, place, needs), load=lambda: self.model(source))
 
     # -------------------------------------------------------------------------------------------------------------- around
 
