@@ -129,8 +129,7 @@ def _sites(node: ast.AST, function: str = "") -> Iterator[tuple[ast.AST, str, st
 
 def _text(node: ast.AST) -> str:
     """The node as one short line of source."""
-    text = " ".join(ast.unparse(node).split())
-    return text if len(text) <= 90 else f"{text[:60]} … {text[-27:]}"
+    return " ".join(ast.unparse(node).split())
 
 
 def mutants(path: Path) -> Iterator[Mutant]:
@@ -141,14 +140,15 @@ def mutants(path: Path) -> Iterator[Mutant]:
         held = getattr(parent, field)
         node = held if place is None else held[place]
         for changed in changes(node):
-            # Read before the change: in a new tree the same object may sit in two places.
-            before, after = _text(node), _text(changed)
-            text = f"{function}: {before} -> {after}"
-            seen[text] = seen.get(text, 0) + 1
-            line = getattr(node, "lineno", getattr(parent, "lineno", 0))
+            # A constant or a name says little by itself: its expression is shown with it.
+            shown = parent if isinstance(node, (ast.Constant, ast.Name)) and isinstance(parent, (ast.expr, ast.keyword)) else None
+            before = _text(shown or node)
             _put(parent, field, place, ast.copy_location(changed, node) if hasattr(node, "lineno") else changed)
+            text = f"{function}: {before} -> {_text(shown or changed)}"
+            seen[text] = seen.get(text, 0) + 1
             code = compile(ast.fix_missing_locations(tree), str(path), "exec")
             _put(parent, field, place, node)
+            line = getattr(node, "lineno", getattr(parent, "lineno", 0))
             yield Mutant(line, text if seen[text] == 1 else f"{text} [{seen[text]}]", code)
 
 

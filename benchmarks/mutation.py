@@ -2,7 +2,7 @@
 
 A mutant (see `mutants.py`) is `losses.py`, `stats.py`, `intervals.py` or a metric with one change, such as a sign, a mask or a shift. It
 is compiled in memory (no file is touched) and judged by the module's doctests and its mirrored tests. A mutant that passes all of them
-has survived: a mistake that no test would see. What cannot change any result is listed in `EQUIVALENT`, and not tried.
+has survived: a mistake that no test would see. Those that cannot change any result are listed in `EQUIVALENT`, and do not count.
 
 Prints the survivors and the score of each file; exit status 1 if the total is below `--fail-under`. Everything heavy is imported
 once; each mutant then lives in a fork, with a limit on its processor time. The mutated module is served by name through the import
@@ -35,8 +35,40 @@ ROOT = Path(__file__).resolve().parents[1]
 CORE = ("losses", "stats", "intervals")
 SURVIVED, BY_TEST, BY_DOCTEST, BY_IMPORT = 0, 1, 3, 4
 
-EQUIVALENT: dict[str, str] = {}
-"""Mutants that change no result, as "file function: before -> after" and, of several alike, which one; and why."""
+_STATS, _INTERVALS, _TOFU = "unlearnbench/stats.py", "unlearnbench/intervals.py", "metrics/tofu.py"
+_MIRRORED = "only the variance of `below` is used, which neither a shift nor a sign changes"
+_FILLER = "a place holder, overwritten for every p-value"
+_UNIT = "the unit of values that are all 0: any will do"
+_NO_ERROR = "the degrees of freedom where the error is 0 are multiplied by it"
+_ONE_FORM = "answers and paraphrases have one form"
+_SYMMETRIC = "a Gram matrix is symmetric"
+EQUIVALENT = {
+    f"{_STATS} auc_interval: 1 - _placements(negative, positive) -> 1 + _placements(negative, positive)": _MIRRORED,
+    f"{_STATS} auc_interval: 1 - _placements(negative, positive) -> _placements(negative, positive)": _MIRRORED,
+    f"{_STATS} auc_interval: 1 - _placements(negative, positive) -> 2 - _placements(negative, positive)": _MIRRORED,
+    f"{_STATS} auc_interval: 1 - _placements(negative, positive) -> 0 - _placements(negative, positive)": _MIRRORED,
+    f"{_STATS} tpr_supported: upper <= 3 * fpr -> upper < 3 * fpr": "an incomplete beta quantile never is 3 times its parameter exactly",
+    f"{_STATS} holm: [0.0] -> [1.0]": _FILLER,
+    f"{_STATS} holm: [0.0] -> [-1.0]": _FILLER,
+    f"{_STATS} holm: ([0.0] * len(pvalues), 0.0) -> ([0.0] * len(pvalues), -1.0)": "no p-value is below 0",
+    f"{_INTERVALS} _crossed_mean: np.bincount(codes).astype(np.float64) -> np.bincount(codes)": "numpy divides integers as floats",
+    f"{_INTERVALS} _crossed_mean: float(np.abs(shifted).max()) or 1.0 -> float(np.abs(shifted).max()) or 2.0": _UNIT,
+    f"{_INTERVALS} _crossed_mean: float(np.abs(shifted).max()) or 1.0 -> float(np.abs(shifted).max()) or 0.5": _UNIT,
+    f"{_INTERVALS} _crossed_mean: shifted.mean -> shifted.sum": "the working variances count by their ratios alone",
+    f"{_INTERVALS} _crossed_mean: variance ** 2 / spread if spread else 1.0 -> variance ** 2 / spread if spread else 2.0": _NO_ERROR,
+    f"{_INTERVALS} _crossed_mean: variance ** 2 / spread if spread else 1.0 -> variance ** 2 / spread if spread else 0.5": _NO_ERROR,
+    f"{_INTERVALS} _working_variances: variances.any -> variances.all": "x + y / size: all are 0 or none is",
+    f"{_TOFU} rouge_l: strict=True -> strict=False": "the lengths were compared before",
+    f"{_TOFU} Probability.measure: _nll(evidence, self._need())[0] -> _nll(evidence, self._need())[-1]": _ONE_FORM,
+    f"{_TOFU} TruthRatioTrueBetter.measure: paraphrased[0] -> paraphrased[-1]": _ONE_FORM,
+    f"{_TOFU} ModelUtility.measure: _nll(evidence, answer)[0] -> _nll(evidence, answer)[-1]": _ONE_FORM,
+    f"{_TOFU} ModelUtility.measure: _nll(evidence, right)[0] -> _nll(evidence, right)[-1]": _ONE_FORM,
+    "metrics/unbiased_cka.py hsic_1: axis=0 -> axis=1": _SYMMETRIC,
+    "metrics/unbiased_cka.py hsic_1: axis=0 -> axis=-1": _SYMMETRIC,
+    "metrics/unbiased_cka.py hsic_1: axis=0 -> axis=1 [2]": _SYMMETRIC,
+    "metrics/unbiased_cka.py hsic_1: axis=0 -> axis=-1 [2]": _SYMMETRIC,
+}
+"""Mutants that change no result, as "file function: before -> after", and why."""
 
 
 class Target(NamedTuple):
@@ -185,24 +217,28 @@ def verdicts(target: Target, chosen: Sequence[Mutant], scratch: Path, jobs: int)
 
 
 def check(target: Target, scratch: Path, *, limit: int | None = None, seed: int = 0, jobs: int = 1) -> Score:
-    """Try a file's mutants, print those that survive, and count."""
-    every = list(mutants(target.path))
-    chosen = [mutant for mutant in every if f"{target.label} {mutant.what}" not in EQUIVALENT]
-    equivalent = len(every) - len(chosen)
-    known = {f"{target.label} {mutant.what}" for mutant in every}
+    """Try a file's mutants, print those that survive, and count.
+
+    Mutants listed as equivalent are tried too: one that a test kills is none, and is said; the others do not count.
+    """
+    chosen = list(mutants(target.path))
+    known = {f"{target.label} {mutant.what}" for mutant in chosen}
     for stale in (entry for entry in EQUIVALENT if entry.startswith(f"{target.label} ") and entry not in known):
         print(f"  no such mutant any more: {stale}")
     if limit is not None and limit < len(chosen):
         chosen = random.Random(seed).sample(chosen, limit)
-    killed, start, ways = 0, time.perf_counter(), dict[str, int]()
+    equivalent, start, ways = 0, time.perf_counter(), dict[str, int]()
     for mutant, verdict in verdicts(target, chosen, scratch, jobs):
-        killed += verdict != "survived"
+        listed = f"{target.label} {mutant.what}" in EQUIVALENT
+        if listed and verdict == "survived":
+            equivalent += 1
+            continue
         ways[verdict] = ways.get(verdict, 0) + 1
-        if verdict == "survived":
-            print(f"  survived  {target.label}:{mutant.line}  {mutant.what}", flush=True)
-        elif verdict == "timeout":
-            print(f"  killed by its time limit  {target.label}:{mutant.line}  {mutant.what}", flush=True)
-    score = Score(killed, len(chosen), equivalent)
+        if listed or verdict in ("survived", "timeout"):
+            note = " though listed as equivalent" if listed else ""
+            print(f"  {verdict}{note}  {target.label}:{mutant.line}  {mutant.what}", flush=True)
+    tried = sum(ways.values())
+    score = Score(tried - ways.get("survived", 0), tried, equivalent)
     by = ", ".join(f"{verdict} {count}" for verdict, count in sorted(ways.items()))
     print(f"{target.label:32} {score}  ({by}; {time.perf_counter() - start:.0f} s)", flush=True)
     return score

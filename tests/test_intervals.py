@@ -92,6 +92,12 @@ def test_below_five_seeds_equal_clusters_give_the_t_interval_of_cluster_means() 
     assert interval.covers == "clusters"
 
 
+def test_seeds_are_covered_from_five_on() -> None:
+    values, clusters = simulate(np.random.default_rng(0), 5, [4] * 7)
+    assert mean_interval(values[:4], clusters).covers == "clusters"
+    assert mean_interval(values, clusters).covers == "seeds and clusters"
+
+
 def test_one_cluster_per_item_is_the_plain_t_interval() -> None:
     values = np.random.default_rng(0).normal(2, 1, (1, 12))
     interval = mean_interval(values, list("abcdefghijkl"))
@@ -149,6 +155,17 @@ def test_crossed_interval_equals_the_analysis_of_variance(spreads: dict[str, flo
         reached.add((ms_seed < ms_both, ms_cluster < ms_both))
     assert (False, False) in reached
     assert counted == "both" or len(reached) > 1
+
+
+def test_an_effect_that_ties_with_the_interaction_counts_as_it() -> None:
+    # Eight seeds x two clusters of one item, all powers of two, so that the tie is exact: V_interaction = 56 / 56 = 1.
+    d = np.array([4.0, -4, 2, -2, 2, -2, 2, -2])
+    for seed, cluster, variance, df in (
+        (np.array([4.0, -4, -2, 2, 2, 2, -2, -2]), 4.0, 16.0, 1.0),  # V_seed = 1; V_cluster = 16 alone is left, with 1 df
+        (8 * np.array([-1.0, -1, -1, 1, 1, 1, -1, 1]), 1.0, 512 / 56, 7.0),  # V_cluster = 1; V_seed = 512 / 56 with 7 df
+    ):
+        mean = _crossed_mean(np.stack([seed + d - cluster, seed - d + cluster], axis=1), ["a", "b"])
+        assert (mean.error**2, mean.df) == pytest.approx((variance, df), rel=1e-12)
 
 
 def test_satterthwaite_of_unequal_clusters_equals_the_matrix_form() -> None:

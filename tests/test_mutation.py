@@ -20,14 +20,14 @@ def kept_sum(values, limit):
 GOOD = "from clip import kept_sum\n\n\ndef test_by_hand():\n    assert kept_sum([1, 2, 5, 3], 3) == 2\n"
 BAD = "from clip import kept_sum\n\n\ndef test_order():\n    assert kept_sum([1, 2, 3], 3) is not None\n"
 CHANGES = [  # all that can be done to the three statements
-    "1 -> 0",
-    "1 -> 2",
     "array < limit -> array <= limit",
     "array < limit -> array >= limit",
     "array[below] -> array",
     "array[below].sum -> array[below].mean",
     "array[below].sum() - 1 -> array[below].sum()",
     "array[below].sum() - 1 -> array[below].sum() + 1",
+    "array[below].sum() - 1 -> array[below].sum() - 0",
+    "array[below].sum() - 1 -> array[below].sum() - 2",
 ]
 
 

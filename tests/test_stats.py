@@ -108,6 +108,8 @@ def test_auc_interval_of_constant_scores_is_a_point() -> None:
 def test_auc_interval_needs_two_scores_a_side_and_a_level() -> None:
     with pytest.raises(ValueError, match="at least 2 score"):
         auc_interval([1.0], [0.0, 1.0])
+    with pytest.raises(ValueError, match=r"nonmembers .* at least 2 score"):
+        auc_interval([0.0, 1.0], [1.0])
     for level in (0, 1, 95, math.nan):
         with pytest.raises(ValueError, match="level is"):
             auc_interval([1.0, 2.0], [0.0, 1.0], level)
@@ -159,6 +161,8 @@ def test_support_follows_the_exact_binomial_interval() -> None:
 
 def test_support_gives_its_reason_and_its_smallest_samples() -> None:
     assert "100 non-members rests on 1 of them: it may be 5.4%" in str(tpr_supported(100, 0.01))
+    assert f"{100 * binomtest(2, 200).proportion_ci(0.95).high:.2g}" == "3.6"
+    assert "200 non-members rests on 2 of them: it may be 3.6%" in str(tpr_supported(200, 0.01))
     assert "12 are too few" in str(tpr_supported(12, 0.01))
     assert "0 are too few" in str(tpr_supported(0, 0.01))
     assert "400 are too few" in str(tpr_supported(400, 0.001))
@@ -225,6 +229,7 @@ def test_kendall_tau_refuses_rankings_that_do_not_match() -> None:
     for a, b in (([1, 2], [1, 2, 3]), ([1], [1])):
         with pytest.raises(ValueError, match="same number, at least 2"):
             kendall_tau(a, b)
+    assert kendall_tau([1, 2], [4, 3]) == -1.0  # two are enough
     with pytest.raises(ValueError, match="b contains nan"):
         kendall_tau([1, 2], [1, math.nan])
 

@@ -22,52 +22,16 @@ ENTRY_POINTS = [
 ]
 
 # A module may import those before it; a row is a subject.
-ORDER = [
-    "views",
-    "api",
-    "progress",
-    "files",
-    "fields",
-    "registry",
-    "document",
-    "config",
-    "code",
-    "trial",
-    "intervals",
-    "stats",
-    "tensors",
-    "remote",
-    "store",
-    "layers",
-    "losses",
-    "recipe",
-    "training",
-    "finetuning",
-    "deployed",
-    "attribution",
-    "ensembles",
-    "evidence",
+ROWS = (
+    "views api progress files fields registry document config code trial",
+    "intervals stats",
+    "tensors remote store layers losses recipe training finetuning deployed attribution ensembles evidence",
     "scenarios",
-    "planning",
-    "artefacts",
-    "records",
-    "executors",
-    "evaluation",
-    "provenance",
-    "runner",
-    "comparisons",
-    "tables",
-    "picture",
-    "formats",
-    "report",
-    "tuning",
-    "catalogue",
-    "scaffold",
-    "forecast",
-    "testing",
-    "terminal",
-    "cli",
-]
+    "planning artefacts records executors evaluation provenance runner",
+    "comparisons tables picture formats report",
+    "tuning catalogue scaffold forecast testing terminal cli",
+)
+ORDER = [name for row in ROWS for name in row.split()]
 HEAVY = ("torch", "transformers", "datasets", "sklearn", "pandas", "scipy")
 
 

@@ -29,6 +29,12 @@ def test_large_logits_do_not_overflow() -> None:
     logits = np.array([[5000.0, 4999.0], [-5000.0, -4999.0]])
     expected = [1 / (1 + np.exp(-1.0)), 1 / (1 + np.exp(1.0))]
     np.testing.assert_allclose(true_class_probability(logits, np.array([0, 0])), expected, rtol=1e-12)
+    assert true_class_probability(np.array([[5000.0, -5000.0]]), np.array([0])).tolist() == [1.0]
+
+
+def test_no_rows_give_no_values() -> None:
+    assert correct(np.zeros((0, 3)), np.zeros(0, np.int64)).shape == (0,)
+    assert true_class_probability(np.zeros((0, 3)), np.zeros(0, np.int64)).shape == (0,)
 
 
 @pytest.mark.parametrize("formula", [correct, true_class_probability])
@@ -40,6 +46,8 @@ def test_errors_name_what_is_allowed(formula: object) -> None:
         formula(np.zeros(3), np.zeros(3, np.int64))
     with pytest.raises(ValueError, match="labels run from 0 to 3; allowed: 0 to 2"):
         formula(np.zeros((2, 3)), np.array([0, 3]))
+    with pytest.raises(ValueError, match="labels run from 0 to 2; allowed: 0 to 1"):
+        formula(np.zeros((4, 2)), np.array([0, 1, 2, 0]))
     with pytest.raises(ValueError, match="labels run from -1 to 0; allowed: 0 to 2"):
         formula(np.zeros((2, 3)), np.array([-1, 0]))
     with pytest.raises(ValueError, match="NaN or infinite"):

@@ -102,6 +102,13 @@ def test_option_probability_against_plain_arithmetic() -> None:
 def test_options_that_no_float_can_hold_are_still_compared() -> None:
     share = option_probability(np.array([2000.0]), np.array([[2001.0], [2002.0]]))
     assert share[0] == pytest.approx(1 / (1 + np.exp(-1) + np.exp(-2)), rel=1e-12)
+    assert option_probability(np.array([0.0]), np.array([[2000.0]])).tolist() == [1.0]
+
+
+def test_options_are_compared_in_float64() -> None:
+    right, wrong = np.array([0.3, 1.7], np.float32), np.array([[0.2, 2.9], [1.1, 0.4]], np.float32)
+    exact = option_probability(right.astype(np.float64), wrong.astype(np.float64))
+    assert option_probability(right, wrong).tolist() == exact.tolist()
 
 
 def test_true_better_against_a_ratio_of_probabilities() -> None:
@@ -125,6 +132,12 @@ def test_options_must_be_finite_and_match(formula: Callable[[object, object], ob
         formula(np.array([np.inf]), np.array([[1.0]]))
     with pytest.raises(ValueError, match="not finite"):
         formula(np.array([1.0]), np.array([[np.nan]]))
+    with pytest.raises(ValueError, match="not finite"):
+        formula(np.array([1.0, np.nan]), np.ones((1, 2)))
+    with pytest.raises(ValueError, match="not finite"):
+        formula(np.ones(2), np.array([[1.0, np.nan]]))
+    with pytest.raises(ValueError, match=r"shape \(1, 2, 3\)"):
+        formula(np.zeros((2, 3)), np.zeros((1, 2, 3)))
     with pytest.raises(ValueError, match=r"shape \(1, 2\); allowed: \(1 or more, 3\)"):
         formula(np.zeros(3), np.zeros((1, 2)))
     with pytest.raises(ValueError, match=r"shape \(0, 3\)"):

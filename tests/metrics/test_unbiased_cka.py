@@ -82,6 +82,12 @@ def test_a_large_shared_mean_costs_no_precision() -> None:
     assert unbiased_cka(X + 1e5, Y - 1e5) == pytest.approx(unbiased_cka(X, Y), abs=1e-8)
 
 
+def test_float32_features_are_compared_in_float64() -> None:
+    draw = np.random.default_rng(6)
+    X, Y = draw.normal(size=(20, 6)).astype(np.float32) + np.float32(1e3), draw.normal(size=(20, 6))
+    assert unbiased_cka(X, Y) == unbiased_cka(X.astype(np.float64), Y)
+
+
 def test_independent_features_are_alike_only_to_the_biased_form() -> None:
     draw = np.random.default_rng(0)
     pairs = [(draw.normal(size=(50, 2048)), draw.normal(size=(50, 2048))) for _ in range(3)]
@@ -162,5 +168,6 @@ def test_plugin_errors_and_facts() -> None:
     assert UnbiasedCKA(split="retain").direction == "higher"
     scenario = SimpleNamespace(modality="vision", splits=("forget",))
     assert metric.supports(scenario) is None
+    assert "not on audio" in str(metric.supports(SimpleNamespace(modality="audio", splits=("forget",))))
     assert metric.wants(scenario) == (Need(what="features", split="forget"),)
     assert UnbiasedCKA(split="test").supports(scenario) == "needs a split 'test', not one of ('forget',)"
