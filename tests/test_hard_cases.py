@@ -27,6 +27,7 @@ from unlearnbench.testing import check_plugin
 from unlearnbench.trial import Settings, Unlearned
 
 CASES = Path(__file__).parent / "fixtures" / "hard_cases.py"
+STAGED = CASES.with_name("staged_scenario.py")
 TINY = tiny_language.__file__
 KEPT = f"{{name: '{CASES}:Likelihood', label: kept, split: retain}}"
 
@@ -315,10 +316,10 @@ def test_a_method_that_diverges_fails_alone(ran: Ran) -> None:
 
 
 def test_the_oracle_of_a_staged_scenario_is_an_earlier_stage(tmp_path: Path, store: Path) -> None:
-    ran = Ran(suite_of(tmp_path, methods="finetune", scenario=f"{CASES}:Staged"), tmp_path, store)
+    ran = Ran(suite_of(tmp_path, methods="finetune", scenario=f"{STAGED}:Staged"), tmp_path, store)
     original, oracle = ran.of("original"), ran.of("oracle")
     assert value(original) > 0.5 > value(oracle)  # of the corrupted answers
-    scenario = registry.make("scenarios", f"{CASES}:Staged", {"request": "authors"})
+    scenario = registry.make("scenarios", f"{STAGED}:Staged", {"request": "authors"})
     assert scenario.plan("oracle").role == "clean"
     (clean,) = scenario.train([scenario.plan("oracle")], [1000])
     assert model_hash(clean) == ran.of("oracle", seed=1000).provenance["model"]
