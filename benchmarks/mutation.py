@@ -36,17 +36,12 @@ CORE = ("losses", "stats", "intervals")
 SURVIVED, BY_TEST, BY_DOCTEST, BY_IMPORT = 0, 1, 3, 4
 
 _STATS, _INTERVALS, _TOFU = "unlearnbench/stats.py", "unlearnbench/intervals.py", "metrics/tofu.py"
-_MIRRORED = "only the variance of `below` is used, which neither a shift nor a sign changes"
 _FILLER = "a place holder, overwritten for every p-value"
 _UNIT = "the unit of values that are all 0: any will do"
 _NO_ERROR = "the degrees of freedom where the error is 0 are multiplied by it"
 _ONE_FORM = "answers and paraphrases have one form"
 _SYMMETRIC = "a Gram matrix is symmetric"
 EQUIVALENT = {
-    f"{_STATS} auc_interval: 1 - _placements(negative, positive) -> 1 + _placements(negative, positive)": _MIRRORED,
-    f"{_STATS} auc_interval: 1 - _placements(negative, positive) -> _placements(negative, positive)": _MIRRORED,
-    f"{_STATS} auc_interval: 1 - _placements(negative, positive) -> 2 - _placements(negative, positive)": _MIRRORED,
-    f"{_STATS} auc_interval: 1 - _placements(negative, positive) -> 0 - _placements(negative, positive)": _MIRRORED,
     f"{_STATS} tpr_supported: upper <= 3 * fpr -> upper < 3 * fpr": "an incomplete beta quantile never is 3 times its parameter exactly",
     f"{_STATS} holm: [0.0] -> [1.0]": _FILLER,
     f"{_STATS} holm: [0.0] -> [-1.0]": _FILLER,

@@ -281,6 +281,9 @@ def test_auc_interval_at_the_end_counts_clusters() -> None:
     interval = auc_interval([5, 6, 7, 8], [1, 2, 3, 4], member_clusters=[0, 0, 1, 1], nonmember_clusters=[0, 1, 2, 3])
     assert interval.low == pytest.approx(0.025 ** (1 / 2), rel=1e-12)
     assert interval[1:] == (1.0, "clusters")
+    other = auc_interval([1, 2, 3, 4], [5, 6, 7, 8], nonmember_clusters=[0, 0, 1, 1])  # clusters on one side are enough
+    assert other.high == pytest.approx(1 - 0.025 ** (1 / 2), rel=1e-12)
+    assert (other.low, other.covers) == (0.0, "clusters")
 
 
 @pytest.mark.parametrize(("clusters", "problem"), [([0, 0, 0], "members lie in 1 cluster"), ([0, 1], "3 scores but 2 clusters")])
