@@ -148,6 +148,7 @@ MISTAKES = [
     ),
     ("label: strong", "label: Descend", "suite.yaml:10: tracks.0.methods.1: the label 'Descend' is given more than once"),
     ("label: kept, ", "", "suite.yaml:20: tracks.0.metrics.1: the label 'Share' is given more than once"),
+    ("label: kept", "label: Guess", "suite.yaml:20: tracks.0.metrics.1: the label 'Guess' is given more than once"),
     ("lr: 1e-5", "lr: -1e-5", "suite.yaml:10: tracks.0.methods.1: Descend: field 'lr' is -1e-05, must be greater than 0"),
     ("lr: 1e-5", "lr: '1e-5'", "suite.yaml:10: tracks.0.methods.1: Descend: field 'lr' is \"1e-5\", must be a valid number"),
     (

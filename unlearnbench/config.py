@@ -229,9 +229,10 @@ def _track(doc: Document, data: Any, path: document.Path, folder: Path) -> Any:
             specs.append(_parsed(doc, item, at, cast(Group, group), folder))
         data[key] = specs[0] if key == "scenario" else specs
     track = _checked(Track, data, doc, path)
-    for key in ("methods", "attacks", "metrics"):
-        made: list[PluginSpec] = list(getattr(track, key))
-        _unique(((point.label, (*path, key, i)) for i, spec in enumerate(made) for point in expand(spec)), doc, "label")
+    # A membership attack's column is called by its label, as a metric's is.
+    for keys in (("methods",), ("attacks", "metrics")):
+        made = [(spec, (*path, key, i)) for key in keys for i, spec in enumerate(getattr(track, key))]
+        _unique(((point.label, at) for spec, at in made for point in expand(spec)), doc, "label")
     _unique(((request, (*path, "requests", i)) for i, request in enumerate(track.requests)), doc, "request")
     known = [request.name for request in registry.load("scenarios", track.scenario.name).requests()]
     for i, request in enumerate(track.requests):
