@@ -18,7 +18,7 @@ import numpy as np
 
 from unlearnbench.intervals import prediction_interval, tied
 from unlearnbench.records import Record, read_records
-from unlearnbench.tables import Column, boards, cell_of
+from unlearnbench.tables import Column, boards
 
 ALL, ONE = 0.08, 0.20
 
@@ -60,7 +60,7 @@ def main(folders: list[str]) -> int:
 
 
 def _values(records: list[Record], role: str, column: Column) -> list[float]:
-    found = [cell_of(column, record) for record in records if record.trial.role == role]
+    found = [record.cell(*column) for record in records if record.trial.role == role]
     return [cell.value for cell in found if cell is not None and cell.value is not None]
 
 

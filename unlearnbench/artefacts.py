@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ class Workshop:
             with self.on_hardware(), own_randomness(source.seed):
                 place.open().evidence(model, plain).save(folder)
 
-        return Evidence.load(self.store.build("evidence", evidence_key(source, place, plain, self.settings), write))
+        return _loaded(self.store.build("evidence", evidence_key(source, place, plain, self.settings), write))
 
     def member(self, source: Source, role: str, place: Place, needs: frozenset[Need]) -> Member:
         """One model of a bank, with its evidence at a place."""
@@ -215,6 +216,12 @@ def own_randomness(seed: int) -> Iterator[None]:
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])
+
+
+@lru_cache(maxsize=256)
+def _loaded(folder: Path) -> Evidence:
+    """The evidence in a folder: every trial of a place reads that of its anchors, and a folder's content never changes."""
+    return Evidence.load(folder)
 
 
 def peak_memory(device: str) -> int:
