@@ -110,6 +110,7 @@ def left_in(store: Path) -> dict[str, int]:
     return {kind.name: len(list(kind.glob("*/*"))) for kind in store.iterdir() if kind.name not in ("tmp", "locks")}
 
 
+@pytest.mark.slow
 def test_killed_at_ten_moments_the_same_command_gives_the_same_records(
     zygote: Zygote, undisturbed: tuple[dict[str, Any], float], tmp_path: Path
 ) -> None:
