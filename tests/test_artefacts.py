@@ -102,6 +102,19 @@ def test_the_cost_of_a_trained_model_is_its_share(trials: dict[str, Trial], work
     assert workshop.cost(source)["peak_memory"] > 2**20
 
 
+@pytest.mark.parametrize("label", ["original", "oracle"])
+def test_the_rows_that_a_training_passed_forward_are_counted(label: str, trials: dict[str, Trial], workshop: Workshop) -> None:
+    """One epoch: as many as there are training rows."""
+    trial = next(trial for trial in trials.values() if trial.role == label)
+    assert isinstance(trial.source, Trained)
+    plan, _ = trial.source.population.runs[trial.source.index]
+    assert workshop.cost(trial.source)["samples"] == len(trial.place.open().train_view(plan).data.train)
+
+
+def test_a_method_that_trains_nothing_passes_no_row(trials: dict[str, Trial], workshop: Workshop) -> None:
+    assert workshop.cost(trials["Counts/0"].source)["samples"] == 0
+
+
 def test_evidence_is_kept_and_says_what_the_scenario_says(trials: dict[str, Trial], workshop: Workshop) -> None:
     trial = trials["oracle/1000"]
     needs = needs_of(trial)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import random
+import resource
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import nn
 
 from unlearnbench.api import AttackView, Member, MethodView, Need, Plan, Reference, ReferenceView
 from unlearnbench.deployed import load_model, save_model
 from unlearnbench.evidence import Evidence
-from unlearnbench.progress import progress
+from unlearnbench.progress import passes, progress
 from unlearnbench.store import Store
 from unlearnbench.training import Hardware, hardware
 from unlearnbench.trial import (
@@ -102,10 +103,10 @@ class Workshop:
         return model.to(self.settings.device)
 
     def cost(self, source: Source) -> dict[str, Any]:
-        """What making a model took: seconds, and for a population the seconds of one of its models."""
+        """What making a model took: seconds and rows passed forward (of a population, the share of one model), and peak memory."""
         if isinstance(source, Trained):
             meta: dict[str, Any] = json.loads((self.population(source.population) / "meta.json").read_text(encoding="utf-8"))
-            return {**meta, "seconds": meta["seconds"] / meta["models"]}
+            return {**meta, "seconds": meta["seconds"] / meta["models"], "samples": meta["samples"] // meta["models"]}
         loaded: dict[str, Any] = json.loads((self.unlearned(source) / "meta.json").read_text(encoding="utf-8"))
         return loaded
 
@@ -194,8 +195,14 @@ class Workshop:
         start = time.perf_counter()
         if self.settings.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        with self.on_hardware():
-            yield cost
+        counted: list[int] = []
+        token = passes.set(counted)
+        try:
+            with self.on_hardware():
+                yield cost
+        finally:
+            passes.reset(token)
+        cost["samples"] = sum(counted)
         cost["seconds"] = time.perf_counter() - start
         cost["peak_memory"] = peak_memory(self.settings.device)
 
@@ -225,8 +232,11 @@ def _loaded(folder: Path) -> Evidence:
 
 
 def peak_memory(device: str) -> int:
-    """Bytes: the most the device held since the last reset, or, on a CPU, what this process holds now."""
-    return torch.cuda.max_memory_allocated() if device == "cuda" else psutil.Process().memory_info().rss
+    """Bytes: the most the device held since the last reset, or, on a CPU, the most this process held since it began."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes if sys.platform == "darwin" else 1024 * kilobytes  # a Mac counts bytes
 
 
 def _methods(source: Source) -> list[Any]:

@@ -15,7 +15,7 @@ from torch.fx import Node, symbolic_trace
 from torch.nn.functional import batch_norm, conv2d, cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from unlearnbench.progress import Meter
+from unlearnbench.progress import Meter, count_passes
 from unlearnbench.training import DivergedError, Recipe, batches, fit, in_bf16, make_optimizer, rate, step_count
 
 #: Layers that treat every row and channel alike, so that stacked models need nothing of their own for them.
@@ -80,6 +80,7 @@ def train_ensemble(
     alike = defaultdict(list)
     for i, own in enumerate(rows):
         alike[step_count(len(own), recipe)].append(i)
+    count_passes(recipe.epochs * sum(map(len, rows)))
     meter, done = Meter(label, sum(steps * len(group) for steps, group in alike.items())), 0
     trained: dict[int, nn.Module] = {}
     for steps, group in sorted(alike.items()):

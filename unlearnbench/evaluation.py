@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from unlearnbench import stats
-from unlearnbench.api import Attack, Audit, InferenceAttack, Member, Metric, Need, Scenario, Stage
+from unlearnbench.api import Attack, Audit, InferenceAttack, Member, Metric, Need, Scenario, Stage, Threat
 from unlearnbench.artefacts import Workshop
 from unlearnbench.config import PluginSpec
 from unlearnbench.evidence import Evidence
@@ -197,10 +197,15 @@ def _infer(
 
 
 def _attack(scores: Scores, spec: PluginSpec, attack: Attack, trial: Trial, workshop: Workshop) -> None:
-    """Score the forget side at every stage: cheap metrics everywhere, all of them at the first and the strongest stage."""
+    """Score the forget side at every stage: cheap metrics everywhere, all of them at the first and the strongest stage.
+
+    Metrics of level T0 are left out: they compare with other models, and those are not under the same attack here.
+    """
     scenario = trial.place.open()
     watched = [
-        (name, metric) for name, metric in metrics_of(trial.metrics) if metric.side == "forget" and metric.supports(scenario) is None
+        (name, metric)
+        for name, metric in metrics_of(trial.metrics)
+        if metric.side == "forget" and metric.level is not Threat.T0 and metric.supports(scenario) is None
     ]
     only = scenario.judged() if "forget_part" in attack.needs else None
     reason = attack.supports(scenario)

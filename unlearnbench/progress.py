@@ -10,6 +10,17 @@ from contextvars import ContextVar
 #: The listener, called as ``listener(label, done, total)``; `None` is silence.
 progress: ContextVar[Callable[[str, int, int], None] | None] = ContextVar("progress", default=None)
 
+#: Where trainings add the rows they passed forward, for whoever counts what a computation cost; `None` counts nothing.
+passes: ContextVar[list[int] | None] = ContextVar("passes", default=None)
+
+
+def count_passes(rows: int) -> None:
+    """Say that a training passed this many rows forward."""
+    counted = passes.get()
+    if counted is not None:
+        counted.append(rows)
+
+
 #: Seconds between two calls of the listener for one meter (its first and last call excepted).
 INTERVAL = 0.1
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from unlearnbench.progress import Meter
+from unlearnbench.progress import Meter, count_passes
 from unlearnbench.recipe import Recipe, rate, step_count
 
 __all__ = [
@@ -199,6 +199,7 @@ def fit(
         raise ValueError(f"{label}: the batches of {recipe.epochs} epochs gave {done} steps, not the {total_steps} asked")
     if not all(bool(torch.isfinite(p).all()) for p in trained):
         raise DivergedError(f"{label}: weights are NaN or infinite after {done} steps, the last loss was {value}")
+    count_passes(samples)
     return FitReport(steps=done, samples=samples, final_loss=value)
 
 

@@ -135,6 +135,14 @@ def test_a_shadow_forgets_as_many_others() -> None:
     assert not first & set(scenario.split("holdout").clusters)
 
 
+def test_the_steps_of_a_shadow_sequence_are_disjoint_from_each_other_and_from_the_sequence() -> None:
+    scenario = small("sequence")
+    new = [frozenset(scenario.shadow_request(0).at(step).method_view()["forget"].eval.clusters) for step in range(3)]
+    assert [len(authors) for authors in new] == [5, 5, 5]
+    assert len(frozenset.union(*new)) == 15
+    assert not frozenset.union(*new) & scenario.at(2).forget_rows()
+
+
 def test_validation_rows_are_phrasings_that_nobody_trains_on() -> None:
     scenario = small()
     validation = scenario.method_view()["validation"]

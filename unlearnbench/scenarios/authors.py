@@ -84,13 +84,20 @@ class Authors(Scenario):
     def _new(self) -> tuple[str, ...]:
         """Authors that this step's request names."""
         drawn = draw_requests(self._world().fiction.authors, split_seed=self.split_seed)
-        asked = {**drawn.forget, "validation": drawn.validation, "sequence": drawn.sequence[min(self.step, N_STEPS - 1)]}
-        own = asked[self.asked().name]
+        asked = {
+            **{name: (authors,) for name, authors in drawn.forget.items()},
+            "validation": (drawn.validation,),
+            "sequence": drawn.sequence,
+        }
+        steps = asked[self.asked().name]
         if self.shadow is None:
-            return own
-        never = {*drawn.holdout, *own}
+            return steps[self.step]
+        # Another sequence: none of its steps shares an author with this one's or with an earlier step of its own.
+        never = {*drawn.holdout, *(author for step in steps for author in step)}
         others = [author for author in self._world().fiction.authors if author not in never]
-        return tuple(random.Random(f"shadow/{self.split_seed}/{self.shadow}").sample(others, len(own)))
+        order = random.Random(f"shadow/{self.split_seed}/{self.shadow}").sample(others, sum(map(len, steps)))
+        start = sum(map(len, steps[: self.step]))
+        return tuple(order[start : start + len(steps[self.step])])
 
     def forget_rows(self) -> frozenset[str]:
         """See `Scenario.forget_rows`: the authors of all steps so far."""
