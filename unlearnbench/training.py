@@ -111,6 +111,16 @@ def rows(batch: Any) -> int:
     return len(batch)
 
 
+def passed(batch: Any) -> int:
+    """Rows that a step passes forward: those of a batch, or of all batches that a step takes together (forget and retain).
+
+    >>> passed(({"input_ids": torch.zeros(2, 5)}, {"input_ids": torch.zeros(3, 4)}, torch.arange(2)))
+    5
+    """
+    parts = [part for part in batch if isinstance(part, Mapping)] if isinstance(batch, tuple | list) else []
+    return sum(map(rows, parts)) if parts else rows(batch)
+
+
 def fit(
     model: nn.Module,
     loss: Callable[[nn.Module, T], Tensor],
@@ -179,7 +189,7 @@ def fit(
                     part = part * (weight / sum(weights))
                 accelerator.backward(part)
                 losses.append(part.detach())
-                samples += rows(batch)
+                samples += passed(batch)
             value = float(torch.stack(losses).sum()) if len(losses) > 1 else float(losses[0])
             if not math.isfinite(value):
                 raise DivergedError(f"{label}: the loss of step {done + 1} of {total_steps} is {value}")
