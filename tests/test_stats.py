@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, t
 from scipy.stats import kendalltau as scipy_kendalltau
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -68,8 +68,13 @@ def test_nan_is_refused_with_its_position() -> None:
 def test_auc_interval_is_delong_on_the_logit_scale() -> None:
     members, nonmembers = tied_scores()
     area, error = auc(members, nonmembers), math.sqrt(structural_components(members, nonmembers))
+    # The two sides' shares of the variance, pair by pair, and Satterthwaite's degrees of freedom of their sum.
+    wins = np.array([[1.0 if a > b else 0.5 if a == b else 0.0 for b in nonmembers] for a in members])
+    one, other = np.var(wins.mean(1), ddof=1) / len(members), np.var(wins.mean(0), ddof=1) / len(nonmembers)
+    assert one + other == pytest.approx(error**2)
+    freedom = (one + other) ** 2 / (one**2 / (len(members) - 1) + other**2 / (len(nonmembers) - 1))
     for level in (0.9, 0.95):
-        half = norm.ppf(0.5 + level / 2) * error / (area * (1 - area))
+        half = t.ppf(0.5 + level / 2, freedom) * error / (area * (1 - area))
         ends = [1 / (1 + (1 / area - 1) * math.exp(sign * half)) for sign in (1, -1)]
         interval = auc_interval(members, nonmembers, level)
         assert interval[:2] == pytest.approx(ends)

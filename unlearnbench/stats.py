@@ -70,7 +70,8 @@ def auc_interval(
     """Confidence interval of the AUC over new, independent members and non-members.
 
     DeLong, DeLong and Clarke-Pearson (1988), for clustered rows Obuchowski (1997, without her covariance of the two
-    sides: no cluster here has rows on both), on the logit scale, which keeps the ends inside [0, 1]. At an AUC of
+    sides: no cluster here has rows on both), on the logit scale, which keeps the ends inside [0, 1], with Student's t and
+    Satterthwaite's degrees of freedom, since a few authors on a side are common. At an AUC of
     exactly 0 or 1 that variance is 0 and says nothing; there the far end is Clopper and Pearson's for min(m, n)
     successes in as many trials, since that many disjoint member-nonmember pairs (of clusters, if there are any) are
     independent trials of probability AUC. If all scores are equal the interval is the point 0.5.
@@ -91,7 +92,7 @@ def auc_interval(
 
     >>> low, high, _ = auc_interval([3, 4, 5, 6], [1, 2, 3.5, 2.5])
     >>> round(low, 3), round(high, 3)
-    (0.438, 0.997)
+    (0.272, 0.998)
     """
     tail = tail_probability(level)
     positive, negative = _scores("members", members, 2), _scores("nonmembers", nonmembers, 2)
@@ -103,10 +104,13 @@ def auc_interval(
     if area in (0.0, 1.0):
         far = tail ** (1 / (1 + min(int(ours.max()), int(theirs.max()))))
         return Interval(far, 1.0, covers) if area == 1.0 else Interval(0.0, 1 - far, covers)
-    from scipy.special import expit, logit, ndtri
+    from scipy.special import expit, logit, stdtrit
 
-    error = float(np.sqrt(_clustered_variance(above, area, ours) + _clustered_variance(below, area, theirs)))
-    half = -float(ndtri(tail)) * error / (area * (1 - area))
+    one, other = _clustered_variance(above, area, ours), _clustered_variance(below, area, theirs)
+    if one + other == 0:
+        return Interval(area, area, covers)
+    freedom = (one + other) ** 2 / (one**2 / int(ours.max()) + other**2 / int(theirs.max()))
+    half = -float(stdtrit(freedom, tail)) * float(np.sqrt(one + other)) / (area * (1 - area))
     return Interval(float(expit(logit(area) - half)), float(expit(logit(area) + half)), covers)
 
 
