@@ -172,7 +172,7 @@ for name in ("steered", "around"):
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
     for name, outputs in expected.items():
-        assert torch.equal(torch.load(tmp_path / name / "outputs.pt"), outputs)
+        assert torch.equal(torch.load(tmp_path / name / "outputs.pt", weights_only=True), outputs)
 
 
 def test_several_adapters_and_adapters_of_other_weights_are_refused(ran: Ran, tmp_path: Path) -> None:

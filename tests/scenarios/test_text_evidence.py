@@ -14,187 +14,32 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scipy.special import log_softmax
+from letters import (
+    END,
+    FEATURES,
+    FORGET,
+    GENERATIONS,
+    QUESTIONS,
+    RETAIN,
+    SPLITS,
+    TOKENS,
+    Counting,
+    Letters,
+    _one_thread_and_cache_rows,
+    assert_equals_naive,
+    build,
+    evidence,
+    naive,
+)
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.cache_utils import DynamicCache
+from transformers import LlamaForCausalLM
 
 from unlearnbench import layers
 from unlearnbench.api import Intervention, Need, UserError
-from unlearnbench.evidence import Evidence
 from unlearnbench.scenarios.text_evidence import Rows, text_evidence
 from unlearnbench.scenarios.text_forward import batches, token_statistics
 
-END = 1
-
-
-class Letters:
-    """A tokenizer with one token per letter; the pad token may be the end token."""
-
-    eos_token_id = END
-
-    def __init__(self, pad: int | None = 0) -> None:
-        self.pad_token_id = pad
-
-    def encode(self, text: str) -> list[int]:
-        return [2 + (ord(letter) - 32) % 30 for letter in text]
-
-    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        return " " + "".join(chr(64 + i) for i in ids) + "\n"
-
-
-class Counting(LlamaForCausalLM):
-    """Counts tokens that are no padding, and records which sequences are forwarded and which prompts continued."""
-
-    def reset(self) -> None:
-        self.tokens, self.whole, self.prompts, self.continued = 0, Counter(), Counter(), Counter()
-        self.widest_logits = 0
-        self.generating = False
-
-    def forward(
-        self, input_ids: Any = None, attention_mask: Any = None, past_key_values: Any = None, logits_to_keep: Any = 0, **others: Any
-    ) -> Any:
-        output = super().forward(
-            input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values, logits_to_keep=logits_to_keep, **others
-        )
-        if self.generating:
-            return output
-        fed = attention_mask[:, -input_ids.shape[1] :].bool()
-        rows = [tuple(ids[mask].tolist()) for ids, mask in zip(input_ids, fed, strict=True)]
-        self.tokens += int(fed.sum())
-        self.widest_logits = max(self.widest_logits, output.logits.shape[1])
-        if past_key_values is not None:
-            self.whole.update(owner + row for owner, row in zip(past_key_values.owners, rows, strict=True))
-        elif others["use_cache"]:
-            self.prompts.update(rows)
-            output.past_key_values.owners = rows
-        else:
-            self.whole.update(rows)
-        return output
-
-    def generate(self, input_ids: Any, attention_mask: Any, **others: Any) -> Any:
-        self.continued.update(tuple(ids[mask.bool()].tolist()) for ids, mask in zip(input_ids, attention_mask, strict=True))
-        self.generating = True
-        output = super().generate(input_ids=input_ids, attention_mask=attention_mask, **others)
-        self.generating = False
-        return output
-
-
-@pytest.fixture(autouse=True)
-def _one_thread_and_cache_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
-    reorder = DynamicCache.reorder_cache
-
-    def reorder_owners(cache: Any, index: torch.Tensor) -> None:
-        reorder(cache, index)
-        if hasattr(cache, "owners"):
-            cache.owners = [cache.owners[i] for i in index.tolist()]
-
-    monkeypatch.setattr(DynamicCache, "reorder_cache", reorder_owners)
-
-
-def build(kind: type[LlamaForCausalLM] = LlamaForCausalLM) -> Any:
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        bos_token_id=None,
-        eos_token_id=END,
-        pad_token_id=0,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = kind(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:  # Away from the uniform distribution, so that hits and positions matter.
-                parameter.mul_(20)
-        model.lm_head.weight.div_(4)
-    return model.eval()
-
-
-QUESTIONS = ("who wrote it?", "where?", "and when was that, roughly", "why")
-FORGET = Rows(
-    ids=("a", "b", "c", "d"),
-    clusters=("x", "x", "y", "y"),
-    prompts={"question": QUESTIONS, "paraphrased_question": ("by whom?", "where?", "at what time", "what for, then")},
-    answers={
-        "answer": (("a man",), ("here",), ("in nineteen-ten",), ("o",)),
-        "paraphrased_answer": (("some man",), ("around here",), ("nineteen-ten",), ("o",)),
-        "perturbed_answer": (("a cat", "a dog"), ("there", "nowhere"), ("in eight", "never ever"), ("o", "oh")),
-    },
-)
-# Shares rows with FORGET, has rows of its own, and repeats an answer inside a row.
-RETAIN = Rows(
-    ids=("d", "e"),
-    clusters=("y", "z"),
-    prompts={"question": ("why", "how many?"), "paraphrased_question": ("what for, then", "what number")},
-    answers={
-        "answer": (("o",), ("twelve",)),
-        "paraphrased_answer": (("o",), ("a dozen",)),
-        "perturbed_answer": (("oh", "oh"), ("six", "seventeen")),
-    },
-)
-SPLITS = {"forget": FORGET, "retain": RETAIN}
-TOKENS = [
-    Need(what="tokens", split=split, question=question, answer=answer, moments=moments)
-    for split in SPLITS
-    for question in ("question", "paraphrased_question")
-    for answer in ("answer", "paraphrased_answer", "perturbed_answer")
-    for moments in (False, True)
-]
-FEATURES = [Need(what="features", split=split, layer=layer) for split in SPLITS for layer in (0, -1)]
-GENERATIONS = [
-    Need(what="generation", split=split, question=question) for split in SPLITS for question in ("question", "paraphrased_question")
-]
-
-
-def evidence(model: Any, needs: list[Need] | frozenset[Need], *, pad: int | None = 0, **options: Any) -> Evidence:
-    tokenizer = Letters(pad)
-    settings = {"max_new_tokens": 6, "batch_tokens": 200} | options
-    return text_evidence(
-        model, tokenizer, SPLITS, frozenset(needs), encode_prompt=tokenizer.encode, encode_answer=tokenizer.encode, **settings
-    )
-
-
-def naive(model: Any, prompt: str, answer: str, layer: int = -1) -> tuple[np.ndarray, np.ndarray]:
-    """Statistics [4, T] and mean feature of one row: no padding, no cache, all logits, softmax in numpy."""
-    question, target = Letters().encode(prompt), [*Letters().encode(answer), END]
-    seen = {}
-    handle = model.model.layers[layer].register_forward_hook(lambda module, inputs, output: seen.update(hidden=output[0]))
-    with torch.no_grad():
-        logits = model(torch.tensor([question + target])).logits[0].double().numpy()
-    handle.remove()
-    rows = []
-    for place, token in enumerate(target, start=len(question) - 1):
-        logp = log_softmax(logits[place])
-        mean = np.average(logp, weights=np.exp(logp))
-        rows.append([logp[token], logits[place].argmax() == token, mean, np.average((logp - mean) ** 2, weights=np.exp(logp))])
-    hidden = seen["hidden"].double().numpy()
-    return np.array(rows, dtype=float).T, hidden[len(question) : len(question) + len(target) - 1].mean(0)
-
-
-def assert_equals_naive(found: Evidence, reference: Any, needs: list[Need], *, tolerance: float = 1e-5) -> None:
-    for need in needs:
-        for i, pairs in enumerate(SPLITS[need.split].pairs(need)):
-            for number, (prompt, answer) in enumerate(pairs):
-                statistics, feature = naive(reference, prompt, answer, need.layer)
-                if need.what == "features":
-                    np.testing.assert_allclose(found.array(need)[i], feature, rtol=tolerance, atol=tolerance)
-                    continue
-                tokens = found.tokens(need)[number]
-                row = tokens.rows()[i]
-                np.testing.assert_allclose(tokens.logprob[row], statistics[0], rtol=tolerance, atol=tolerance)
-                np.testing.assert_array_equal(tokens.hit[row], statistics[1] == 1)
-                if need.moments:
-                    assert tokens.mean is not None
-                    assert tokens.variance is not None
-                    np.testing.assert_allclose(tokens.mean[row], statistics[2], rtol=tolerance, atol=tolerance)
-                    np.testing.assert_allclose(tokens.variance[row], statistics[3], rtol=tolerance, atol=tolerance)
+__all__ = ["_one_thread_and_cache_rows"]
 
 
 @pytest.mark.parametrize("pad", [0, END, None])
