@@ -141,7 +141,7 @@ def judge(target: Target, code: CodeType, order: Order) -> int:
     sys.meta_path.insert(0, Served(target, code))
     try:
         module = importlib.import_module(target.module)
-    except Exception:
+    except Exception:  # whatever a mutant raises while it is imported, it was noticed
         return BY_IMPORT
     if doctest.testmod(module, report=False).failed:
         return BY_DOCTEST
