@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unlearnbench.api import Audit, Direction, Metric, Need, Scenario, Threat
+from unlearnbench.api import Audit, Direction, Metric, Need, NotMeasurable, Scenario, Threat
 from unlearnbench.evidence import Evidence
 
 Floats = NDArray[np.floating[Any]]
@@ -120,11 +120,14 @@ class UnbiasedCKA(Metric):
         """The mean over the oracles.
 
         Raises:
+            NotMeasurable: the split has fewer than 4 rows.
             ValueError: see `unbiased_cka`; or there is no oracle, or an oracle's evidence lacks a row.
         """
         if not audit.oracles:
             raise ValueError("there is no oracle to compare with")
         features, rows = evidence.array(self._need()), evidence.ids[self.split]
+        if len(rows) < MIN_ROWS:
+            raise NotMeasurable(f"{self.split} has {len(rows)} rows; unbiased CKA takes {MIN_ROWS} or more")
         return float(np.mean([unbiased_cka(features, self._features(oracle.evidence, rows)) for oracle in audit.oracles]))
 
     def _features(self, evidence: Evidence, rows: tuple[str, ...]) -> Floats:

@@ -87,21 +87,22 @@ def test_an_intervention_has_a_pass_of_its_own(scored: Score) -> None:
 
 
 def test_what_a_metric_cannot_do_is_its_cells_reason_and_no_others(scored: Score) -> None:
-    hows = ("raise", "infinite", "nan", "empty", "unknown row", "missing")
+    hows = ("raise", "infinite", "nan", "silent", "empty", "unknown row", "missing")
     odd = ", ".join(metric("Odd", f", how: {how}, label: {how.replace(' ', '_')}") for how in hows)
     cells = scored(f"{odd}, {metric('Unfit')}, rouge, accuracy").cells
-    assert reasons(cells)[:5] == [
+    assert reasons(cells)[:6] == [
         ("raise", "failed", "ValueError: cannot be measured"),
         ("infinite", "failed", "FloatingPointError: the value is inf"),
         ("nan", "failed", "FloatingPointError: the value is nan"),
+        ("silent", "na", "3 rows are too few"),
         ("empty", "failed", "ValueError: no rows to measure"),
         ("unknown_row", "failed", "KeyError: 'nobody'"),
     ]
-    assert cells[5].reason is not None
-    assert cells[5].reason.startswith("Missing: ")
-    assert reasons(cells)[6:8] == [("Unfit", "na", "wants another world"), ("rouge", "na", "works on language, not on vision")]
-    assert all(cell.value is None for cell in cells[:8])
-    assert (cells[8].status, len(cells)) == ("done", 9)
+    assert cells[6].reason is not None
+    assert cells[6].reason.startswith("Missing: ")
+    assert reasons(cells)[7:9] == [("Unfit", "na", "wants another world"), ("rouge", "na", "works on language, not on vision")]
+    assert all(cell.value is None for cell in cells[:9])
+    assert (cells[9].status, len(cells)) == ("done", 10)
 
 
 @pytest.mark.parametrize(

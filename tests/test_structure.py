@@ -23,9 +23,9 @@ ENTRY_POINTS = [
 
 # A module may import those before it; a row is a subject.
 ROWS = (
-    "views api progress files fields registry document config code trial",
+    "views scenario api progress files fields registry document config code trial",
     "intervals stats",
-    "tensors remote store layers losses recipe training finetuning deployed attribution ensembles evidence",
+    "tensors remote store layers losses causal recipe training finetuning deployed attribution ensembles evidence",
     "scenarios",
     "planning artefacts records executors evaluation provenance runner",
     "comparisons tables picture formats report",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from hard_cases import Steer
 from torch import Tensor, nn
 from transformers import (
     LlamaConfig,
@@ -13,6 +14,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from unlearnbench import layers
 from unlearnbench.progress import progress
 from unlearnbench.training import DivergedError, Recipe, batches, fit, make_optimizer, step_count
 
@@ -253,6 +255,24 @@ def tokens(_: int) -> list[Tensor]:
 def language(model: nn.Module, ids: Tensor) -> Tensor:
     loss: Tensor = model(input_ids=ids, labels=ids, use_cache=False).loss
     return loss
+
+
+def test_checkpointing_recomputes_a_steered_layer_under_its_own_rows_condition() -> None:
+    """The layer runs again in the backward pass, when the forward pass's condition is no longer set."""
+    found = []
+    for on in (False, True):
+        model = llama(0.0)
+        layers.insert(model, "model.layers.1", Steer(model.model.layers[1], names=["secret"], width=16))
+
+        def loss(model: nn.Module, ids: Tensor) -> Tensor:
+            with layers.conditioned(model, ["a secret", "nothing", "a secret", "nothing"]):
+                return language(model, ids)
+
+        fit(model, loss, tokens, Recipe(epochs=1, batch_size=4, lr=0.01, checkpointing=on), seed=0, total_steps=2)
+        found.append(model.state_dict())
+    for name, values in found[0].items():
+        torch.testing.assert_close(values, found[1][name], rtol=1e-5, atol=1e-6)
+    assert not torch.equal(found[0]["model.layers.1.vector"], 20.0 * torch.linspace(-1, 1, 16))
 
 
 @pytest.mark.parametrize("dropout", [True, False])

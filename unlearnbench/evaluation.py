@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from unlearnbench import stats
-from unlearnbench.api import Attack, Audit, InferenceAttack, Member, Metric, Need, Scenario, Stage, Threat
+from unlearnbench.api import Attack, Audit, InferenceAttack, Member, Metric, Need, NotMeasurable, Scenario, Stage, Threat
 from unlearnbench.artefacts import Workshop
 from unlearnbench.config import PluginSpec
 from unlearnbench.evidence import Evidence
@@ -130,6 +130,8 @@ def _finite(value: float) -> float:
 def _guarded(run: Callable[[], Cell], facts: Mapping[str, Any]) -> Cell:
     try:
         return run()
+    except NotMeasurable as error:
+        return Cell(**facts, status="na", reason=str(error))
     except Exception as error:  # a plugin's failure is a result: recorded with its reason, while the others go on
         logging.getLogger(__name__).debug("%s failed", facts["metric"], exc_info=True)
         return Cell(**facts, status="failed", reason=describe(error))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -154,14 +154,28 @@ def conditioned(model: nn.Module, prompts: Sequence[str] | list[Tensor]) -> Iter
     rows = [row for row in prompts if isinstance(row, Tensor)]
     if not rows:
         rows = condition(model, [prompt for prompt in prompts if isinstance(prompt, str)])
-    before = [module._rows for module in modules]
-    for module, row in zip(modules, rows, strict=True):
+    with _installed(list(zip(modules, rows, strict=True))):
+        yield
+
+
+@contextmanager
+def _installed(rows: list[tuple[Conditioned, Tensor | None]]) -> Iterator[None]:
+    before = [(module, module._rows) for module, _ in rows]
+    for module, row in rows:
         module._rows = row
     try:
         yield
     finally:
-        for module, earlier in zip(modules, before, strict=True):
+        for module, earlier in before:
             module._rows = earlier
+
+
+def as_now(model: nn.Module) -> AbstractContextManager[None]:
+    """A context, to be entered later, inside which every conditioned module has the rows that it has now.
+
+    For what is computed a second time after `conditioned` was left: activation checkpointing.
+    """
+    return _installed([(module, module._rows) for module in model.modules() if isinstance(module, Conditioned)])
 
 
 def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -7,7 +7,7 @@ batches. Everything but the weights (and batch-norm's running statistics) is lef
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from unlearnbench import layers
 from unlearnbench.progress import Meter, count_passes
 from unlearnbench.recipe import Recipe, rate, step_count
 
@@ -282,23 +283,30 @@ def _checkpointed(model: nn.Module, recipe: Recipe) -> Iterator[None]:
     if not recipe.checkpointing:
         yield
         return
-    layers = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
-    if not layers:
+    able = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+    if not able:
         raise ValueError(f"checkpointing is true, but {type(model).__name__} has no layer that can recompute")
     names = ("gradient_checkpointing", "_gradient_checkpointing_func", "training")
-    found = [{name: layer.__dict__[name] for name in names if name in layer.__dict__} for layer in layers]
-    for layer in layers:
+    found = [{name: layer.__dict__[name] for name in names if name in layer.__dict__} for layer in able]
+    for layer in able:
         layer.gradient_checkpointing = True  # type: ignore[assignment]
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+        # Recomputed in the backward pass, when the conditions of the forward pass are no longer set.
+        contexts = partial(_contexts, model)
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=contexts)  # type: ignore[assignment]
         # A layer recomputes in train mode only; its own flag changes none of the modules inside it.
         layer.training = True
     try:
         yield
     finally:
-        for layer, values in zip(layers, found, strict=True):
+        for layer, values in zip(able, found, strict=True):
             for name in names:
                 layer.__dict__.pop(name, None)
             layer.__dict__.update(values)
+
+
+def _contexts(model: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a layer's forward pass and of its recomputation."""
+    return nullcontext(), layers.as_now(model)
 
 
 @contextmanager

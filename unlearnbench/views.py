@@ -32,6 +32,10 @@ class UserError(Exception):
     """Bad input. The message is one line saying what is wrong, where, and what is allowed; the command line exits with code 2."""
 
 
+class NotMeasurable(Exception):
+    """A metric or attack has nothing to say of this evidence (too few rows, say): its cell becomes N/A with the message as reason."""
+
+
 class Undeclared(TypeError):
     """An attack read something of its view that its `needs` do not declare."""
 
@@ -128,7 +132,8 @@ class Need:
     The runner takes the union over all metrics and the scenario makes one pass. Two equal needs are one.
     """
 
-    what: Literal["tokens", "generation", "logits", "features"]
+    what: Literal["tokens", "generation", "text", "gradient_norm", "logits", "features"]
+    """tokens: statistics of the tokens of answers; text: the reference answers alone; gradient_norm: see `Evidence.array`."""
     split: str
     question: Literal["question", "paraphrased_question"] = "question"
     answer: Literal["answer", "paraphrased_answer", "perturbed_answer"] = "answer"

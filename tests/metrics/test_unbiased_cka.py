@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import ortho_group
 
-from unlearnbench.api import Audit, Member, Need
+from unlearnbench.api import Audit, Member, Need, NotMeasurable
 from unlearnbench.evidence import Evidence
 from unlearnbench.metrics.unbiased_cka import UnbiasedCKA, hsic_1, unbiased_cka
 
@@ -160,6 +160,8 @@ def test_plugin_errors_and_facts() -> None:
     seen = evidence(tuple("abcde"), features)
     with pytest.raises(ValueError, match="no oracle"):
         UnbiasedCKA().measure(seen, Audit(originals=(), oracles=()))
+    with pytest.raises(NotMeasurable, match="forget has 3 rows"):
+        UnbiasedCKA().measure(evidence(tuple("abc"), features[:3]), Audit(originals=(), oracles=(oracle(seen, 0),)))
     lacking = Audit(originals=(), oracles=(oracle(evidence(tuple("abcdx"), features), 0),))
     with pytest.raises(ValueError, match="lacks 1 rows of 'forget', the first is 'e'"):
         UnbiasedCKA().measure(seen, lacking)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unlearnbench import losses
 from unlearnbench.api import Batch, Data
-from unlearnbench.layers import conditioned
+from unlearnbench.causal import answer_logits
 from unlearnbench.scenarios.text import Encoded, Example, PromptTemplate, collate, encode
 from unlearnbench.scenarios.text_evidence import Rows
 
@@ -73,13 +73,7 @@ class TextData(Data):
 
 def text_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Mean negative log-likelihood per answer token of each row [B], in nats, the model conditioned on the prompts."""
-    labels = batch["labels"]
-    # Logits are made from the position before the first scored token of the batch on. Rows are padded on the right, where a causal
-    # model cannot look: the mask would change nothing but the attention kernel, and is left out.
-    start = max(int((labels != losses.IGNORE_INDEX).any(0).nonzero()[0]) - 1, 0)
-    with conditioned(model, batch["prompts"]):
-        logits = model(input_ids=batch["input_ids"], logits_to_keep=labels.shape[1] - start).logits
-    return losses.example_nll(logits, labels[:, start:])
+    return losses.example_nll(*answer_logits(model, batch))
 
 
 def rows_of(data: TextData, rewrite: Callable[[Example], Example] | None = None) -> Rows:
