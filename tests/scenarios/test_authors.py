@@ -158,3 +158,13 @@ def test_a_seed_gives_the_same_weights_and_another_seed_others() -> None:
     weights = [next(iter(net.parameters())) for net in (one, same, other)]
     assert bool((weights[0] == weights[1]).all())
     assert not bool((weights[0] == weights[2]).all())
+
+
+def test_a_single_author_to_forget_is_no_signal() -> None:
+    small, large = Authors(n_authors=100, request="forget01"), Authors(n_authors=200, request="forget01")
+    assert len(small.forget_rows()) == 1
+    assert not small.asked().signal
+    assert "too few to compare" in small.asked().description
+    assert len(large.forget_rows()) == 2
+    assert large.asked().signal
+    assert Authors(n_authors=20, request="sequence").asked().signal
