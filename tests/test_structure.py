@@ -28,7 +28,7 @@ ROWS = (
     "tensors remote store layers losses causal recipe training finetuning deployed attribution ensembles evidence",
     "scenarios",
     "planning artefacts records executors evaluation provenance runner",
-    "comparisons tables picture formats report",
+    "comparisons tables continual picture formats report",
     "tuning catalogue scaffold forecast",
     "tiny tiny_language tiny_vision contracts contracts_data contracts_models contracts_scoring testing",
     "terminal cli",

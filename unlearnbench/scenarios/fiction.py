@@ -30,7 +30,7 @@ N_PERTURBED = 5
 REQUEST_PERCENT = {"forget01": 1, "forget05": 5, "forget10": 10}
 """The nested requests and their size in percent of all authors."""
 
-N_STEPS = 3
+N_STEPS = 4
 """Requests of the sequence, each as large as `forget05`."""
 
 
