@@ -1,0 +1,25 @@
+"""Where real data is: a folder outside of the project.
+
+A default that is absent skips the tests with a reason; a path that was set and is not there fails them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+DEFAULT = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Real data sets, a folder each."""
+    given = os.environ.get("UNLEARNBENCH_DATA")
+    folder = Path(given) if given else DEFAULT
+    if not folder.is_dir():
+        if given:
+            pytest.fail(f"UNLEARNBENCH_DATA is {given!r}, which is no folder")
+        pytest.skip(f"no folder {DEFAULT}; set UNLEARNBENCH_DATA to run this")
+    return folder
