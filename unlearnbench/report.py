@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from unlearnbench import continual
 from unlearnbench.api import UserError
 from unlearnbench.files import write_json
 from unlearnbench.formats import FORMATS, as_csv, as_json, latex, markdown, name
@@ -59,17 +60,23 @@ def leaderboard(folder: Path, *, scenario: str | None = None, sort: str | None =
 
 
 def write_all(folder: Path) -> list[Path]:
-    """Write leaderboard.md, .csv, .tex, .json and .png beside the records, and return their paths."""
+    """Write leaderboard.md, .csv, .tex, .json and .png beside the records, and return their paths.
+
+    Where requests came in sequence, also continual.csv and continual.png.
+    """
     from unlearnbench.picture import draw
 
-    found = load(folder)
+    records = read_records(folder)
+    found = boards(records)
+    followed = continual.courses(folder, records, found)
     written = []
     for ending, text in (("md", markdown(found)), ("csv", as_csv(found)), ("tex", latex(found))):
         path = folder / f"leaderboard.{ending}"
         path.write_text(text, encoding="utf-8")
         written.append(path)
     write_json(folder / "leaderboard.json", json.loads(as_json(found)))
-    return [*written, folder / "leaderboard.json", draw(found, folder / "leaderboard.png")]
+    written += [folder / "leaderboard.json", draw(found, folder / "leaderboard.png")]
+    return [*written, *continual.write(folder, followed)] if followed else written
 
 
 def _sorted(board: Board, sort: str) -> Board:

@@ -115,7 +115,7 @@ def test_requests_have_their_sizes_and_are_nested_or_disjoint(fiction: Fiction) 
     assert [len(forget[name]) for name in ("forget01", "forget05", "forget10")] == [2, 10, 20]
     assert set(forget["forget01"]) < set(forget["forget05"]) < set(forget["forget10"])
     assert len(requests.holdout) == len(requests.validation) == 20
-    assert [len(step) for step in requests.sequence] == [10, 10, 10]
+    assert [len(step) for step in requests.sequence] == [10, 10, 10, 10]
     for one, other in combinations((requests.holdout, forget["forget10"], requests.validation, *requests.sequence), 2):
         assert not set(one) & set(other)
 
