@@ -1,7 +1,7 @@
 """Would the tests notice? Small mistakes are put into the formulas one at a time: `python benchmarks/mutation.py`.
 
-A mutant (see `mutants.py`) is `losses.py`, `stats.py`, `intervals.py` or a metric with one change, such as a sign, a mask or a shift. It
-is compiled in memory (no file is touched) and judged by the module's doctests and its mirrored tests. A mutant that passes all of them
+A mutant (see `mutants.py`) is a core module of formulas, or a metric, with one change, such as a sign, a mask or a shift. It is
+compiled in memory (no file is touched) and judged by the module's doctests and its mirrored tests. A mutant that passes all of them
 has survived: a mistake that no test would see. Those that cannot change any result are listed in `EQUIVALENT`, and do not count.
 
 Prints the survivors and the score of each file; exit status 1 if the total is below `--fail-under`. Everything heavy is imported
@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 from mutants import Mutant, mutants
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE = ("losses", "stats", "intervals")
+CORE = ("losses", "stats", "intervals", "answers", "token_scores")
 SURVIVED, BY_TEST, BY_DOCTEST, BY_IMPORT = 0, 1, 3, 4
 
 _STATS, _INTERVALS, _TOFU = "unlearnbench/stats.py", "unlearnbench/intervals.py", "metrics/tofu.py"
@@ -53,11 +53,11 @@ EQUIVALENT = {
     f"{_INTERVALS} _crossed_mean: variance ** 2 / spread if spread else 1.0 -> variance ** 2 / spread if spread else 2.0": _NO_ERROR,
     f"{_INTERVALS} _crossed_mean: variance ** 2 / spread if spread else 1.0 -> variance ** 2 / spread if spread else 0.5": _NO_ERROR,
     f"{_INTERVALS} _working_variances: variances.any -> variances.all": "x + y / size: all are 0 or none is",
-    f"{_TOFU} rouge_l: strict=True -> strict=False": "the lengths were compared before",
-    f"{_TOFU} Probability.measure: _nll(evidence, self._need())[0] -> _nll(evidence, self._need())[-1]": _ONE_FORM,
+    "unlearnbench/answers.py rouge_l: strict=True -> strict=False": "the lengths were compared before",
+    f"{_TOFU} Probability.measure: evidence.nll(self._need())[0] -> evidence.nll(self._need())[-1]": _ONE_FORM,
     f"{_TOFU} TruthRatioTrueBetter.measure: paraphrased[0] -> paraphrased[-1]": _ONE_FORM,
-    f"{_TOFU} ModelUtility.measure: _nll(evidence, answer)[0] -> _nll(evidence, answer)[-1]": _ONE_FORM,
-    f"{_TOFU} ModelUtility.measure: _nll(evidence, right)[0] -> _nll(evidence, right)[-1]": _ONE_FORM,
+    f"{_TOFU} ModelUtility.measure: evidence.nll(answer)[0] -> evidence.nll(answer)[-1]": _ONE_FORM,
+    f"{_TOFU} ModelUtility.measure: evidence.nll(right)[0] -> evidence.nll(right)[-1]": _ONE_FORM,
     "metrics/unbiased_cka.py hsic_1: axis=0 -> axis=1": _SYMMETRIC,
     "metrics/unbiased_cka.py hsic_1: axis=0 -> axis=-1": _SYMMETRIC,
     "metrics/unbiased_cka.py hsic_1: axis=0 -> axis=1 [2]": _SYMMETRIC,

@@ -14,54 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from unlearnbench.api import Audit, Need, Scenario, SplitMetric, Threat
 from unlearnbench.evidence import Evidence
-
-Hits = NDArray[np.bool_]
-
-
-def extraction_strength(hits: Hits) -> float:
-    """Share of the answer that the model completes by itself when given the rest: length of the longest all-hit suffix over T.
-
-    An answer of one token is all or nothing, 0 or 1: on data with one-word answers read it as the accuracy that it is.
-
-    Args:
-        hits: whether the arg-max is the answer's token, for its T tokens [T], without the end token.
-
-    Raises:
-        ValueError: T is 0.
-
-    >>> extraction_strength(np.array([True, False, True, True]))
-    0.5
-    """
-    _check(hits)
-    misses = np.flatnonzero(~hits)
-    known_from = int(misses[-1]) + 1 if misses.size else 0
-    return (hits.size - known_from) / hits.size
-
-
-def exact_memorization(hits: Hits) -> float:
-    """Share of the answer's tokens that are the model's arg-max, each given the true tokens before it.
-
-    Args:
-        hits: as for `extraction_strength` [T].
-
-    Raises:
-        ValueError: T is 0.
-
-    >>> exact_memorization(np.array([True, False, True, True]))
-    0.75
-    """
-    _check(hits)
-    return float(hits.mean())
-
-
-def _check(hits: Hits) -> None:
-    if not hits.size:
-        raise ValueError("an answer has no token besides the end token")
+from unlearnbench.token_scores import Hits, exact_memorization, extraction_strength
 
 
 class _Hits(SplitMetric):

@@ -24,7 +24,7 @@ ENTRY_POINTS = [
 # A module may import those before it; a row is a subject.
 ROWS = (
     "views scenario api progress files fields registry document config code trial",
-    "intervals stats",
+    "intervals stats answers token_scores",
     "tensors remote store layers losses subspace causal recipe training finetuning deployed attribution ensembles evidence",
     "scenarios",
     "planning artefacts records executors evaluation provenance runner",

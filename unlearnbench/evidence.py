@@ -75,6 +75,10 @@ class Evidence:
                 return self.token_stats[candidate]
         raise Missing(f"no {need} in this evidence")
 
+    def nll(self, need: Need) -> NDArray[np.float64]:
+        """Mean negative log-likelihood per token of each answer [answers, rows], in nats; the end token counts."""
+        return np.stack([np.asarray(tokens.nll(), dtype=np.float64) for tokens in self.tokens(need)])
+
     def generations(self, need: Need) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Generated texts and their reference answers."""
         if need not in self.texts:

@@ -5,8 +5,9 @@ import pytest
 from unlearnbench.api import Metric, SplitMetric, Threat
 from unlearnbench.metrics.accuracy import Accuracy, TrueProbability
 from unlearnbench.metrics.memorization import ExactMemorization, ExtractionStrength
-from unlearnbench.metrics.tofu import ModelUtility, Probability, Rouge, TruthRatioTrueBetter, harmonic_mean
+from unlearnbench.metrics.tofu import ModelUtility, Probability, Rouge, TruthRatioTrueBetter
 from unlearnbench.metrics.unbiased_cka import UnbiasedCKA
+from unlearnbench.stats import harmonic_mean
 
 SHARE = (0.0, 1.0)
 

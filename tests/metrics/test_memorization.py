@@ -1,6 +1,5 @@
 """Extraction strength and exact memorisation on answers small enough to count."""
 
-from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 
 from unlearnbench.api import Audit, Need
 from unlearnbench.evidence import Evidence, Tokens
-from unlearnbench.metrics.memorization import ExactMemorization, ExtractionStrength, exact_memorization, extraction_strength
+from unlearnbench.metrics.memorization import ExactMemorization, ExtractionStrength
 
 AUDIT = Audit(originals=(), oracles=())
 NEED = Need(what="tokens", split="forget")
@@ -21,32 +20,6 @@ def evidence(*rows: str, need: Need = NEED) -> Evidence:
     ids = tuple(f"row{i}" for i in range(len(rows)))
     stats = {need: (Tokens(np.zeros(len(hits), np.float32), hits, offsets),)}
     return Evidence(ids={"forget": ids}, clusters={"forget": ids}, token_stats=stats)
-
-
-@pytest.mark.parametrize(
-    ("row", "strength", "memorised"),
-    [
-        ("1111", 1.0, 1.0),
-        ("0000", 0.0, 0.0),  # not 1/T
-        ("0001", 0.25, 0.25),
-        ("1110", 0.0, 0.75),  # a prefix cannot be extracted
-        ("0111", 0.75, 0.75),
-        ("1011", 0.5, 0.75),
-        ("1", 1.0, 1.0),
-        ("0", 0.0, 0.0),
-    ],
-)
-def test_of_one_answer(row: str, strength: float, memorised: float) -> None:
-    hits = np.array([mark == "1" for mark in row])
-    assert extraction_strength(hits) == strength
-    assert exact_memorization(hits) == memorised
-
-
-def test_strength_is_one_minus_the_smallest_share_to_be_given() -> None:
-    # The definition: the smallest k such that, given k tokens, all the rest are hit; k = T always does.
-    for row in product([False, True], repeat=6):
-        k = min(k for k in range(7) if all(row[k:]))
-        assert extraction_strength(np.array(row)) == pytest.approx(1 - k / 6, abs=1e-15)
 
 
 @pytest.mark.parametrize("end", ["0", "1"])
