@@ -56,10 +56,11 @@ def courses(folder: Path, records: Sequence[Record], found: Sequence[Board]) -> 
     for (suite, scenario, request), steps in sequences.items():
         if len(steps) < 2:
             continue
-        mine = [
-            r for r in records if (r.trial.suite, r.trial.scenario, r.trial.request) == (suite, scenario, request) and r.status == "done"
-        ]
-        metrics = [metric for metric, attack in steps[0].headline if attack is None and (metric, attack) not in steps[0].blunt]
+        here = [r for r in records if (r.trial.suite, r.trial.scenario, r.trial.request) == (suite, scenario, request)]
+        mine = [r for r in here if r.status == "done"]
+        judging = [column for column in steps[0].headline if column not in steps[0].blunt and column[1] is None]
+        # A membership attack's per-item scores speak of holdout rows too, and mean nothing one by one.
+        metrics = [column[0] for column in judging if not steps[0].facts[column].two_sided]
         values = {r.key: _known(places[Path(r.filename).with_suffix(".parquet").name], metrics) for r in mine}
         made = _made(values, mine, len(steps))
         for row in steps[0].rows:
