@@ -25,7 +25,7 @@ ENTRY_POINTS = [
 ROWS = (
     "views scenario api progress files fields registry document config code trial",
     "intervals stats answers token_scores",
-    "tensors remote store layers losses subspace causal recipe training finetuning deployed attribution ensembles evidence",
+    "tensors remote store layers losses subspace causal recipe training finetuning deployed checkpoints attribution ensembles evidence",
     "scenarios",
     "planning artefacts records executors evaluation provenance runner",
     "comparisons tables continual picture formats report",
