@@ -25,7 +25,8 @@ ENTRY_POINTS = [
 ROWS = (
     "views scenario api progress files fields registry document config code trial",
     "intervals stats answers token_scores",
-    "tensors remote store layers losses subspace causal recipe training finetuning deployed checkpoints attribution ensembles evidence",
+    "tensors remote store layers losses subspace representation causal adapters",
+    "recipe training sharpness finetuning deployed checkpoints attribution ensembles evidence",
     "scenarios",
     "planning artefacts records executors evaluation provenance runner",
     "comparisons tables continual picture formats report",

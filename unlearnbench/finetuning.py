@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import Field
 from torch import Tensor, nn
 
+from unlearnbench.adapters import attach, merged
 from unlearnbench.api import Batch, Data, Method, View
 from unlearnbench.training import Recipe, batches, fit, rows
 
@@ -68,7 +69,7 @@ def paired(forget: Data, retain: Data, batch_size: int, *, seed: int) -> Callabl
 
 
 class TrainedMethod(Method):
-    """Base of methods that unlearn by training all weights.
+    """Base of methods that unlearn by training all weights, or an adapter that is merged into them in the end.
 
     Optimizer, weight decay, clipping, precision and checkpointing are those of the original's training; the rate is constant and
     dropout is off.
@@ -84,6 +85,8 @@ class TrainedMethod(Method):
     """Batches per step of the optimizer."""
     batch_norm: Literal["frozen", "train"] = "frozen"
     """frozen: batch-norm uses the original's running statistics and keeps them; train: it moves them."""
+    lora_rank: Annotated[int, Field(ge=1)] | None = None
+    """Train low-rank updates of this rank (alpha twice the rank) of all linear layers of the blocks; by default all weights."""
 
     def recipe(self, view: View) -> Recipe:
         """The original's recipe with this method's settings in place."""
@@ -109,24 +112,42 @@ class TrainedMethod(Method):
         n: int,
         seed: int,
     ) -> nn.Module:
-        """Minimise a loss by `recipe` and give the model back, in eval mode.
+        """Minimise a loss by `recipe`, over all weights or by LoRA, and give the model back, in eval mode and without an adapter.
 
         Args:
             model: trained in place.
             view: gives the original's recipe.
-            loss: scalar, a mean over the rows of a batch.
+            loss: scalar, a mean over the rows of a batch; its model is the one given, or the adapter around it.
             steps: epoch -> batches.
             n: rows that an epoch counts.
-            seed: seeds what is random in the forward pass.
+            seed: seeds what is random in the forward pass, and the adapter.
 
         Raises:
             DivergedError: a loss or a weight is not finite.
         """
+        if self.lora_rank is None:
+            return self.minimise(model, view, loss, steps, n=n, seed=seed)
+        adapted = attach(model, rank=self.lora_rank, alpha=2 * self.lora_rank, seed=seed)
+        return merged(self.minimise(adapted, view, loss, steps, n=n, seed=seed))
+
+    def minimise(
+        self,
+        model: nn.Module,
+        view: View,
+        loss: Callable[[nn.Module, T], Tensor],
+        steps: Callable[[int], Iterable[T]],
+        *,
+        n: int,
+        seed: int,
+        parameters: Iterable[nn.Parameter] | None = None,
+    ) -> nn.Module:
+        """`descend` over some parameters, by default those that have ``requires_grad``: for methods with an adapter of their own."""
         per_epoch = ceil(ceil(n / self.batch_size) / self.accumulate)
-        fit(model, loss, steps, self.recipe(view), seed=seed, total_steps=self.epochs * per_epoch, weigh=_rows, label=type(self).__name__)
+        total, label = self.epochs * per_epoch, type(self).__name__
+        fit(model, loss, steps, self.recipe(view), seed=seed, total_steps=total, parameters=parameters, weigh=_rows, label=label)
         return model.eval()
 
 
 def _rows(batch: Any) -> int:
-    """What a batch's loss is a mean over: its rows, of a pair the forget rows."""
-    return rows(batch.rows if isinstance(batch, Pair) else batch)
+    """What a batch's loss is a mean over: its rows, of forget and retain together the forget rows, which such a tuple calls `rows`."""
+    return rows(getattr(batch, "rows", batch))
