@@ -54,7 +54,7 @@ class Evidence:
     """The result of one pass, addressed by `Need`.
 
     `ids` and `clusters` map a split's name to its rows. Token statistics are a list with one `Tokens` per answer (one, or as many as
-    there are perturbed answers); generations a list of texts; logits [rows, classes]; features [rows, width].
+    there are perturbed answers); generations a list of texts; logits [rows, classes]; features [rows, width]; gradient norms [rows, 1].
     """
 
     ids: Mapping[str, tuple[str, ...]]
@@ -62,7 +62,7 @@ class Evidence:
     token_stats: Mapping[Need, tuple[Tokens, ...]] = field(default_factory=dict)
     texts: Mapping[Need, tuple[str, ...]] = field(default_factory=dict)
     references: Mapping[Need, tuple[str, ...]] = field(default_factory=dict)
-    """The reference answer of each row of a generation."""
+    """The reference answer of each row of a generation or a `text`."""
     arrays: Mapping[Need, Floats] = field(default_factory=dict)
     labels: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     """True class of each row of a split, for vision."""
@@ -86,7 +86,11 @@ class Evidence:
         return self.texts[need], self.references[need]
 
     def array(self, need: Need) -> Floats:
-        """Logits or features, float32 [rows, width]."""
+        """Logits, features or gradient norms, float [rows, width].
+
+        A gradient norm (width 1) is the mean over parameter tensors of the L2 norm of the gradient of a row's mean negative
+        log-likelihood per answer token, taken row by row in eval mode.
+        """
         if need not in self.arrays:
             raise Missing(f"no {need} in this evidence")
         return self.arrays[need]
@@ -108,7 +112,7 @@ class Evidence:
 
         tensors: dict[str, NDArray[Any]] = {}
         entries: list[dict[str, Any]] = []
-        for need in sorted({*self.token_stats, *self.texts, *self.arrays}, key=repr):
+        for need in sorted({*self.token_stats, *self.texts, *self.references, *self.arrays}, key=repr):
             if need.intervention is not None:
                 raise ValueError("evidence under an intervention belongs to one metric and is not kept")
             place = str(len(entries))
@@ -119,7 +123,9 @@ class Evidence:
                         tensors[f"{place}/{number}/{name}"] = np.ascontiguousarray(array)
             entry["answers"] = len(self.token_stats.get(need, ()))
             if need in self.texts:
-                entry["texts"], entry["references"] = self.texts[need], self.references[need]
+                entry["texts"] = self.texts[need]
+            if need in self.references:
+                entry["references"] = self.references[need]
             if need in self.arrays:
                 tensors[f"{place}/array"] = np.ascontiguousarray(self.arrays[need])
             entries.append(entry)
@@ -148,7 +154,9 @@ class Evidence:
                     for number in range(entry["answers"])
                 )
             if "texts" in entry:
-                texts[need], references[need] = tuple(entry["texts"]), tuple(entry["references"])
+                texts[need] = tuple(entry["texts"])
+            if "references" in entry:
+                references[need] = tuple(entry["references"])
             if f"{place}/array" in tensors:
                 arrays[need] = tensors[f"{place}/array"]
         labels = {name.removeprefix("labels/"): array for name, array in tensors.items() if name.startswith("labels/")}

@@ -37,7 +37,8 @@ from transformers import LlamaForCausalLM
 from unlearnbench import layers
 from unlearnbench.api import Intervention, Need, UserError
 from unlearnbench.scenarios.text_evidence import Rows, text_evidence
-from unlearnbench.scenarios.text_forward import batches, token_statistics
+from unlearnbench.scenarios.text_forward import token_statistics
+from unlearnbench.scenarios.text_jobs import batches
 
 __all__ = ["_one_thread_and_cache_rows"]
 

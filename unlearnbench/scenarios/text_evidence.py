@@ -1,15 +1,15 @@
 """The one evidence pass for language: from what metrics need to the fewest forward passes, and back to rows.
 
-All needs over all splits become one set of (prompt, answer) sequences and one queue of prompts to continue. Each is forwarded once,
-however many splits, rows and needs share it, and its numbers are scattered to all of them. How a batch is run is in `text_forward`;
-the file knows no data set, no template and no metric.
+All needs over all splits become one set of (prompt, answer) sequences and one queue of prompts to continue for each setting of
+generation. Each is forwarded once, however many splits, rows and needs share it, and its numbers are scattered to all of them.
+Batches are made in `text_jobs` and run in `text_forward`; the file knows no data set, no template and no metric.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,34 @@ from torch import nn
 from unlearnbench import layers
 from unlearnbench.api import Need, UserError
 from unlearnbench.evidence import Evidence, Tokens
-from unlearnbench.scenarios.text_forward import Answer, Forward, Pair, Prompt, Scores
+from unlearnbench.scenarios.text_forward import Forward
+from unlearnbench.scenarios.text_jobs import Answer, Generation, Job, Outcome, Pair, Prompt, Scores, generation_jobs, scoring_jobs
+
+__all__ = ["Conventions", "Encode", "Generation", "Rows", "text_evidence"]
 
 Encode = Callable[[str], Sequence[int]]
+Texts = tuple[str, str]
+"""A prompt's and an answer's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conventions:
+    """Where a caller departs from how texts become sequences and sequences texts.
+
+    Attributes:
+        encode_pair: prompt and answer text -> ids of both together and how many of them are the prompt's, taken as they are (no end
+            token is added); None to encode them apart.
+        hidden: ids of tokens that attention does not see. Teacher forcing counts them in positions, generation does not.
+        ends: ids that end a generation; empty for the tokenizer's end token.
+        repetition_penalty: of generation.
+        decode: ids of a generation -> text; None for the tokenizer's, without special tokens.
+    """
+
+    encode_pair: Callable[[str, str], tuple[Sequence[int], int]] | None = None
+    hidden: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
+    repetition_penalty: float = 1.0
+    decode: Callable[[Sequence[int]], str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +59,16 @@ class Rows:
         clusters: what each row belongs to.
         prompts: kind of question (as in `Need.question`) -> one prompt text per row; this text is what steering models see.
         answers: kind of answer (as in `Need.answer`) -> the answer texts of each row: as many for all rows, one or several.
+        generation: how prompts of this split are continued.
+        ends: whether an answer is ended by the end token, which is then scored; False for passages that go on.
     """
 
     ids: tuple[str, ...]
     clusters: tuple[str, ...]
     prompts: Mapping[str, tuple[str, ...]]
     answers: Mapping[str, tuple[tuple[str, ...], ...]]
+    generation: Generation = field(default_factory=Generation)
+    ends: bool = True
 
     def __post_init__(self) -> None:
         columns = {"clusters": self.clusters, **self.prompts, **self.answers}
@@ -50,7 +79,7 @@ class Rows:
             if len({len(several) for several in answers}) > 1:
                 raise ValueError(f"rows differ in their number of {name}: {sorted({len(several) for several in answers})}")
 
-    def pairs(self, need: Need) -> list[tuple[Pair, ...]]:
+    def pairs(self, need: Need) -> list[tuple[Texts, ...]]:
         """The (prompt, answer) texts of each row under a need, one per answer.
 
         Raises:
@@ -77,22 +106,29 @@ def text_evidence(
     encode_answer: Encode,
     max_new_tokens: int,
     batch_tokens: int = 4096,
+    generation_tokens: int | None = None,
+    conventions: Conventions = Conventions(),
 ) -> Evidence:
     """Everything that `needs` name, in one pass over the unique sequences; one more pass for each distinct intervention.
 
+    Gradients, which need a pass of their own, are taken sequence by sequence; texts need none.
+
     Args:
-        model: a causal LM, where it is (device) and as it is (dtype); unchanged afterwards, its train or eval modes too.
+        model: a causal LM, where it is (device) and as it is (dtype); unchanged afterwards, its train or eval modes and gradients too.
         tokenizer: gives the end token and decodes generations.
         splits: the rows of every split that a need names.
         needs: what is wanted; `logits` are for classifiers and refused.
         encode_prompt: prompt text -> token ids, at least one (a prompt of "" has its beginning-of-sequence token).
         encode_answer: answer text -> token ids, tokenised apart from the prompt; the end token is appended where it lacks.
-        max_new_tokens: bound of a generation, in tokens.
+        max_new_tokens: bound of a generation, in tokens, for splits that name none.
         batch_tokens: bound of a batch, in tokens, padding and tokens to generate included; a prompt and its answers stay together.
+        generation_tokens: the same for generations; None for `batch_tokens`.
+        conventions: departures from the above.
 
     Returns:
-        Evidence of the given splits. Features are the mean, over an answer's tokens without the end token, of the block's output.
-        Generations and references are stripped of surrounding white space.
+        Evidence of the given splits. Features are the mean, over an answer's tokens without its last (the end token), of the block's
+        output; gradient norms [rows, 1] the mean over parameter tensors of the L2 norm of the gradient of a row's mean negative
+        log-likelihood per answer token. Generations and references are stripped of surrounding white space.
 
     Raises:
         UserError: a split, question, answer or block that is not there, a text without tokens, a tokenizer without end token.
@@ -101,53 +137,42 @@ def text_evidence(
     if unknown:
         raise UserError(f"no rows given for split {unknown[0]!r}; given: {', '.join(sorted(splits))}")
     if any(need.what == "logits" for need in needs):
-        raise UserError("logits are class scores of a classifier; a language scenario gives: tokens, generation, features")
+        raise UserError("logits are class scores of a classifier; a language scenario gives: " + ", ".join(_GIVEN))
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end token (eos_token), which ends every answer")
 
-    texts = _Texts(encode_prompt, encode_answer, tokenizer.eos_token_id)
+    texts = _Texts(encode_prompt, encode_answer, conventions.encode_pair, tokenizer.eos_token_id)
+    decode = conventions.decode or (lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)))
     rows = {need: splits[need.split].pairs(need) for need in sorted(needs, key=repr)}
     prompts = sorted({prompt for several in rows.values() for pairs in several for prompt, _ in pairs})
-    token_stats: dict[Need, tuple[Tokens, ...]] = {}
-    generations: dict[Need, tuple[str, ...]] = {}
-    references: dict[Need, tuple[str, ...]] = {}
-    arrays: dict[Need, NDArray[np.floating[Any]]] = {}
-    with torch.no_grad(), layers.evaluating(model):
+    made = _Made(splits, texts, decode, max_new_tokens)
+    with layers.evaluating(model):
+        with torch.no_grad():
+            conditions = layers.condition(model, prompts)
         forward = Forward(
             model=model,
-            conditions=layers.condition(model, prompts),
+            conditions=conditions,
             places={prompt: place for place, prompt in enumerate(prompts)},
-            end=tokenizer.eos_token_id,
+            ends=conventions.ends or (tokenizer.eos_token_id,),
             pad=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-            budget=batch_tokens,
+            decode=decode,
+            hidden=conventions.hidden,
+            repetition_penalty=conventions.repetition_penalty,
         )
         # In the order of first appearance, which is sorted; a set's order would differ from process to process.
         for intervention in dict.fromkeys(need.intervention for need in rows):
             group = {need: pairs for need, pairs in rows.items() if need.intervention == intervention}
+            outcome = Outcome({}, {}, {})
             with nullcontext() if intervention is None else intervention.applied(model):
-                scores = _teacher_forced(forward, texts, group)
-                continued = forward.generate(texts.queue(group), max_new_tokens=max_new_tokens)
+                for job in made.jobs(group, batch_tokens, generation_tokens or batch_tokens):
+                    outcome.add(forward.run(job))
             for need, pairs in group.items():
-                if need.what == "tokens":
-                    token_stats[need] = tuple(
-                        _tokens([scores[row[number]] for row in pairs], moments=need.moments) for number in range(len(pairs[0]))
-                    )
-                elif need.what == "features":
-                    arrays[need] = np.stack([scores[row[0]].features[need.layer] for row in pairs])
-                else:
-                    generations[need] = tuple(tokenizer.decode(continued[row[0][0]], skip_special_tokens=True).strip() for row in pairs)
-                    references[need] = tuple(row[0][1].strip() for row in pairs)
-    return Evidence(
-        ids={name: split.ids for name, split in splits.items()},
-        clusters={name: split.clusters for name, split in splits.items()},
-        token_stats=token_stats,
-        texts=generations,
-        references=references,
-        arrays=arrays,
-    )
+                made.take(need, pairs, outcome)
+    return made.evidence
 
 
-Group = Mapping[Need, Sequence[tuple[Pair, ...]]]
+_GIVEN = ("tokens", "generation", "text", "gradient_norm", "features")
+Group = Mapping[Need, Sequence[tuple[Texts, ...]]]
 
 
 @dataclass(frozen=True)
@@ -156,44 +181,122 @@ class _Texts:
 
     encode_prompt: Encode
     encode_answer: Encode
+    encode_pair: Callable[[str, str], tuple[Sequence[int], int]] | None
     end: int
     prompts: dict[str, Prompt] = field(default_factory=dict)
-    answers: dict[str, Answer] = field(default_factory=dict)
+    answers: dict[tuple[str, bool], Answer] = field(default_factory=dict)
+    joint: dict[Texts, Pair] = field(default_factory=dict)
 
     def prompt(self, text: str) -> Prompt:
         if text not in self.prompts:
-            ids = tuple(self.encode_prompt(text))
-            if not ids:
-                raise UserError(f"the prompt {text!r} has no tokens: an answer's first token has nothing to be predicted from")
-            self.prompts[text] = Prompt(text, ids)
+            self.prompts[text] = _prompt(text, tuple(self.encode_prompt(text)))
         return self.prompts[text]
 
-    def answer(self, text: str) -> Answer:
-        if text not in self.answers:
+    def answer(self, text: str, ends: bool) -> Answer:
+        if (text, ends) not in self.answers:
             ids = tuple(self.encode_answer(text))
-            ids = ids if ids and ids[-1] == self.end else (*ids, self.end)
-            if len(ids) < 2:
+            if not ids or (ends and ids == (self.end,)):
                 raise UserError(f"the answer {text!r} has no tokens: there is nothing to score")
-            self.answers[text] = Answer(text, ids)
-        return self.answers[text]
+            ended = ids[-1] == self.end or not ends
+            self.answers[text, ends] = Answer(text, ids if ended else (*ids, self.end))
+        return self.answers[text, ends]
 
-    def queue(self, group: Group) -> list[Prompt]:
-        """The unique prompts to continue, in an order that depends on them alone."""
-        wanted = {row[0][0] for need, pairs in group.items() if need.what == "generation" for row in pairs}
-        return [self.prompt(text) for text in sorted(wanted)]
+    def pair(self, prompt: str, answer: str, ends: bool) -> Pair:
+        if self.encode_pair is None:
+            return self.prompt(prompt), self.answer(answer, ends)
+        if (prompt, answer) not in self.joint:
+            ids, length = self.encode_pair(prompt, answer)
+            if length >= len(ids):
+                raise UserError(f"the answer {answer!r} has no tokens: there is nothing to score")
+            self.joint[prompt, answer] = _prompt(prompt, tuple(ids[:length])), Answer(answer, tuple(ids[length:]))
+        return self.joint[prompt, answer]
 
 
-def _teacher_forced(forward: Forward, texts: _Texts, group: Group) -> dict[Pair, Scores]:
-    """Score the unique sequences of needs that share a pass."""
-    wanted = {pair for need, pairs in group.items() if need.what != "generation" for row in pairs for pair in row}
-    asked: dict[Prompt, list[Answer]] = {}
-    for prompt, answer in sorted(wanted):
-        asked.setdefault(texts.prompt(prompt), []).append(texts.answer(answer))
-    return forward.score(
-        asked,
-        moments={pair for need, pairs in group.items() if need.what == "tokens" and need.moments for row in pairs for pair in row},
-        features=sorted({need.layer for need in group if need.what == "features"}),
-    )
+def _prompt(text: str, ids: tuple[int, ...]) -> Prompt:
+    if not ids:
+        raise UserError(f"the prompt {text!r} has no tokens: an answer's first token has nothing to be predicted from")
+    return Prompt(text, ids)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Evidence in the making: needs to batches, and their outcome back to rows."""
+
+    splits: Mapping[str, Rows]
+    texts: _Texts
+    decode: Callable[[Sequence[int]], str]
+    max_new_tokens: int
+    token_stats: dict[Need, tuple[Tokens, ...]] = field(default_factory=dict)
+    generations: dict[Need, tuple[str, ...]] = field(default_factory=dict)
+    references: dict[Need, tuple[str, ...]] = field(default_factory=dict)
+    arrays: dict[Need, NDArray[np.floating[Any]]] = field(default_factory=dict)
+
+    @property
+    def evidence(self) -> Evidence:
+        return Evidence(
+            ids={name: split.ids for name, split in self.splits.items()},
+            clusters={name: split.clusters for name, split in self.splits.items()},
+            token_stats=self.token_stats,
+            texts=self.generations,
+            references=self.references,
+            arrays=self.arrays,
+        )
+
+    def jobs(self, group: Group, batch_tokens: int, generation_tokens: int) -> Iterable[Job]:
+        """Batches of the unique sequences of needs that share a pass, in an order that depends on them alone."""
+        asked: dict[Prompt, list[Answer]] = {}
+        for prompt, answer in sorted(self._wanted(group, "tokens", "features")):
+            asked.setdefault(prompt, []).append(answer)
+        features = sorted({need.layer for need in group if need.what == "features"})
+        if features and any(len(answer.ids) < 2 for answers in asked.values() for answer in answers):
+            raise UserError("an answer of one token has no features: they are read where an answer's tokens but its last are")
+        moments = self._wanted({need: pairs for need, pairs in group.items() if need.moments}, "tokens")
+        yield from scoring_jobs(asked, moments=moments, features=features, budget=batch_tokens)
+        for pair in sorted(self._wanted(group, "gradient_norm")):
+            yield Job(prompts=((pair[0], (pair[1],)),), gradient=True)
+        queues: dict[Generation, set[Prompt]] = {}
+        for need, pairs in group.items():
+            if need.what == "generation":
+                queues.setdefault(self._generation(need), set()).update(self.texts.prompt(row[0][0]) for row in pairs)
+        for generation, prompts in queues.items():
+            yield from generation_jobs(sorted(prompts), generation, budget=generation_tokens)
+
+    def take(self, need: Need, pairs: Sequence[tuple[Texts, ...]], outcome: Outcome) -> None:
+        """Give a need's rows what is theirs of an outcome."""
+        if need.what == "generation":
+            generation = self._generation(need)
+            ids = [outcome.continued[self.texts.prompt(row[0][0]), generation] for row in pairs]
+            self.generations[need] = tuple(_cut(self.decode(new), generation.stop).strip() for new in ids)
+        if need.what in ("generation", "text"):
+            self.references[need] = tuple(row[0][1].strip() for row in pairs)
+            return
+        ends = self.splits[need.split].ends
+        if need.what == "gradient_norm":
+            self.arrays[need] = np.array([[outcome.norms[self.texts.pair(*row[0], ends)]] for row in pairs])
+            return
+        scores = [[outcome.scores[self.texts.pair(*texts, ends)] for texts in row] for row in pairs]
+        if need.what == "features":
+            self.arrays[need] = np.stack([row[0].features[need.layer] for row in scores])
+        else:
+            self.token_stats[need] = tuple(_tokens(answers, moments=need.moments) for answers in zip(*scores, strict=True))
+
+    def _wanted(self, group: Group, *whats: str) -> set[Pair]:
+        return {
+            self.texts.pair(*texts, self.splits[need.split].ends)
+            for need, pairs in group.items()
+            if need.what in whats
+            for row in pairs
+            for texts in row
+        }
+
+    def _generation(self, need: Need) -> Generation:
+        generation = self.splits[need.split].generation
+        return generation if generation.max_new_tokens is not None else replace(generation, max_new_tokens=self.max_new_tokens)
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    """The text before the first stop string."""
+    return text[: min((text.index(string) for string in stop if string in text), default=len(text))]
 
 
 def _tokens(scores: Sequence[Scores], *, moments: bool) -> Tokens:
