@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from unlearnbench.api import Batch, Data, MethodView
 from unlearnbench.finetuning import Pair, TrainedMethod, paired
-from unlearnbench.losses import answer_lengths, npo
+from unlearnbench.losses import answer_lengths
+from unlearnbench.unlearning_losses import npo
 
 
 class NPO(TrainedMethod):

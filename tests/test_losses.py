@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from unlearnbench.losses import answer_lengths, example_nll, npo, sequence_logprob, token_nll
+from unlearnbench.losses import answer_lengths, answer_mean, example_nll, sequence_logprob, token_nll
 
 
 def drawn(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -51,6 +51,17 @@ def test_mean_and_sum_equal_the_definition() -> None:
     assert answer_lengths(labels).tolist() == [len(row) for row in rows] == [3, 3, 5]
     np.testing.assert_allclose(example_nll(logits, labels).numpy(), [np.mean(row) for row in rows], rtol=1e-12)
     np.testing.assert_allclose(sequence_logprob(logits, labels).numpy(), [-np.sum(row) for row in rows], rtol=1e-12)
+
+
+def test_a_mean_of_tokens_is_that_of_the_scored_ones() -> None:
+    logits, labels = drawn()
+    np.testing.assert_allclose(
+        answer_mean(token_nll(logits, labels) ** 2, labels).numpy(),
+        [np.mean(np.square(row)) for row in by_numpy(logits, labels)],
+        rtol=1e-12,
+    )
+    with pytest.raises(ValueError, match=r"rows \[0\] of the batch have no scored token"):
+        answer_mean(torch.zeros(1, 2), torch.full((1, 3), -100))
 
 
 def test_logits_that_foretell_the_next_token_cost_nothing() -> None:
@@ -105,48 +116,3 @@ def test_a_row_without_a_scored_token_is_an_error() -> None:
     labels[1, 1:] = -100
     with pytest.raises(ValueError, match=r"rows \[1\] of the batch have no scored token"):
         example_nll(logits, labels)
-
-
-@pytest.mark.parametrize("beta", [0.05, 0.1, 2.0])
-def test_npo_equals_the_paper_in_numpy(beta: float) -> None:
-    logprob, reference = np.array([-3.0, -9.0, -1.0, -4.5]), np.array([-3.0, -3.0, -5.0, -4.0])
-    # Eq. 3 of the paper: (2 / beta) E log(1 + (pi / pi_ref)^beta).
-    expected = 2 / beta * np.log1p((np.exp(logprob) / np.exp(reference)) ** beta)
-    np.testing.assert_allclose(npo(torch.tensor(logprob), torch.tensor(reference), beta).numpy(), expected, rtol=1e-12)
-
-
-def test_npo_is_stable_where_the_ratio_overflows() -> None:
-    far = npo(torch.tensor([0.0, -1e5]), torch.tensor([-1e5, 0.0]), beta=0.1)
-    torch.testing.assert_close(far, torch.tensor([2e5, 0.0]))
-
-
-def test_npo_at_the_reference_is_gradient_ascent() -> None:
-    logprob = torch.tensor([-3.0, -9.0], dtype=torch.float64, requires_grad=True)
-    loss = npo(logprob, logprob.detach(), beta=0.7)
-    torch.testing.assert_close(loss, torch.full((2,), 2 / 0.7 * math.log(2), dtype=torch.float64))
-    loss.sum().backward()
-    assert logprob.grad is not None
-    # Gradient ascent minimises the log-probability itself: gradient 1 for each row.
-    torch.testing.assert_close(logprob.grad, torch.ones(2, dtype=torch.float64))
-
-
-@pytest.mark.parametrize(("beta", "within"), [(1e-2, 0.1), (1e-4, 1e-3)])
-def test_npo_tends_to_gradient_ascent_as_beta_falls(beta: float, within: float) -> None:
-    logprob = torch.tensor([-20.0, -5.0], dtype=torch.float64, requires_grad=True)
-    npo(logprob, torch.tensor([-3.0, -8.0], dtype=torch.float64), beta).sum().backward()
-    assert logprob.grad is not None
-    assert (logprob.grad - 1).abs().max() < within
-    assert (logprob.grad != 1).all()
-
-
-def test_npo_lets_go_of_what_is_forgotten() -> None:
-    logprob = torch.tensor([-60.0], dtype=torch.float64, requires_grad=True)
-    npo(logprob, torch.tensor([-3.0], dtype=torch.float64), beta=0.1).backward()
-    assert logprob.grad is not None
-    assert logprob.grad.item() == pytest.approx(2 / (1 + math.exp(5.7)))
-
-
-@pytest.mark.parametrize("beta", [0.0, -1.0, math.nan])
-def test_npo_wants_a_positive_beta(beta: float) -> None:
-    with pytest.raises(ValueError, match="allowed: above 0"):
-        npo(torch.zeros(1), torch.zeros(1), beta)
