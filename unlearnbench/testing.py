@@ -45,7 +45,8 @@ from unlearnbench.contracts_scoring import check_inference, check_metric
 from unlearnbench.registry import Group
 from unlearnbench.scenarios.images import ImageData, image_loss
 from unlearnbench.scenarios.language import Encoder, TextData, text_loss
-from unlearnbench.scenarios.text import Example, PromptTemplate
+from unlearnbench.scenarios.templates import PromptTemplate
+from unlearnbench.scenarios.text import Example
 from unlearnbench.scenarios.tiny_lm import build_model, build_tokenizer
 from unlearnbench.tiny_language import TinyLanguage, facts
 from unlearnbench.tiny_vision import CLASSES, TinyNet, TinyVision

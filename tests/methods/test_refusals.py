@@ -15,7 +15,7 @@ from unlearnbench.api import Method, Split, UserError
 from unlearnbench.deployed import load_model, save_model
 from unlearnbench.layers import conditioned, model_hash, strip
 from unlearnbench.methods.refusals import KeywordFilter, KeywordGate, RefuseAll, keywords, phrases
-from unlearnbench.scenarios.text import PromptTemplate
+from unlearnbench.scenarios.templates import PromptTemplate
 from unlearnbench.testing import tiny_language_model, tiny_language_view, tiny_vision_view
 
 VIEW = tiny_language_view()

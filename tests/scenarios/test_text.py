@@ -4,8 +4,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from unlearnbench.api import UserError
 from unlearnbench.scenarios.fiction import generate
-from unlearnbench.scenarios.text import IGNORE_INDEX, Encoded, PromptTemplate, collate, encode
+from unlearnbench.scenarios.language import Encoder
+from unlearnbench.scenarios.templates import PromptTemplate
+from unlearnbench.scenarios.text import IGNORE_INDEX, Encoded, collate, join
 from unlearnbench.scenarios.tiny_lm import build_model, build_tokenizer
 
 PROMPT, ANSWER = "Question: Who wrote it?\nAnswer:", " Ada Brook"
@@ -15,11 +18,15 @@ class LetterTokenizer:
     """Two lower-case letters 'ab' merge into one token; a beginning-of-sequence token on request. pad == eos == 0."""
 
     eos_token_id: int | None = 0
-    bos_token_id = 1
+    bos_token_id: int | None = 1
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         ids = [self.bos_token_id] if add_special_tokens else []
         return ids + [ord(letter) for letter in text.replace("ab", "\x02")]
+
+
+def encode(tokenizer: object, prompt: str, answer: str, *, max_length: int | None = None, ends: bool = True) -> Encoded:
+    return Encoder(tokenizer, PromptTemplate(), max_length, ends).pair(prompt, answer)
 
 
 def tiny_model() -> LlamaForCausalLM:
@@ -48,27 +55,45 @@ def test_special_tokens_open_the_prompt_alone_and_eos_closes_the_answer() -> Non
 
 
 def test_answer_without_tokens_is_refused() -> None:
-    with pytest.raises(ValueError, match="the answer '' to 'xy' has no tokens"):
+    with pytest.raises(UserError, match="the answer '' to 'xy' has no tokens"):
         encode(LetterTokenizer(), "xy", "")
 
 
 def test_prompt_without_tokens_is_refused() -> None:
-    tokenizer = build_tokenizer([PROMPT])
-    with pytest.raises(ValueError, match="the prompt '' has no tokens"):
-        encode(tokenizer, "", ANSWER)
+    with pytest.raises(UserError, match="the prompt 'x' has no tokens"):
+        join([], [5], end=0, texts=("x", "y"))
+
+
+def test_no_prompt_is_the_token_that_begins_a_sequence_or_else_the_end_token() -> None:
+    tokenizer = LetterTokenizer()
+    assert encode(tokenizer, "", "z") == Encoded((1, ord("z"), 0), prompt_len=1)
+    tokenizer.bos_token_id = None
+    assert encode(tokenizer, "", "z") == Encoded((0, ord("z"), 0), prompt_len=1)
+
+
+def test_an_end_token_is_never_doubled_and_a_text_of_a_corpus_has_none() -> None:
+    assert encode(LetterTokenizer(), "x", "z\0").input_ids == (1, ord("x"), ord("z"), 0)
+    assert encode(LetterTokenizer(), "x", "z", ends=False).input_ids == (1, ord("x"), ord("z"))
+
+
+def test_a_one_token_answer_is_scored_with_its_end_token() -> None:
+    batch = collate([encode(LetterTokenizer(), "who?", "x")], pad_id=0)
+    assert [label for label in batch["labels"][0].tolist() if label != IGNORE_INDEX] == [ord("x"), 0]
 
 
 def test_tokenizer_without_eos_is_refused() -> None:
     tokenizer = LetterTokenizer()
     tokenizer.eos_token_id = None
-    with pytest.raises(ValueError, match="eos_token"):
+    with pytest.raises(UserError, match="eos_token"):
         encode(tokenizer, "x", "y")
 
 
 def test_sequence_that_just_fits_passes_and_one_token_more_is_refused() -> None:
     assert len(encode(LetterTokenizer(), "xy", "z", max_length=5).input_ids) == 5
-    with pytest.raises(ValueError, match="has 5 tokens; the context allows 4"):
+    with pytest.raises(UserError, match="'xyz' has 5 tokens; the context allows 4"):
         encode(LetterTokenizer(), "xy", "z", max_length=4)
+    with pytest.raises(UserError, match=r"the prompt 'y{50} \[...\] y{25}' alone has 101 tokens; the context allows 4"):
+        encode(LetterTokenizer(), 100 * "y", "z", max_length=4)
 
 
 def test_collate_by_hand() -> None:

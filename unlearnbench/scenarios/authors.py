@@ -6,39 +6,38 @@ Knows the fiction's splits as a `Scenario`; the texts are made in `fiction`, the
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import cache
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import nn
 
-from unlearnbench.api import Data, Modality, Need, Plan, Request, Scenario, Split, Task, TrainView
-from unlearnbench.evidence import Evidence
+from unlearnbench.api import Data, Plan, Request, Split
+from unlearnbench.recipe import Recipe
 from unlearnbench.scenarios.fiction import N_STEPS, Fiction, Row, draw_requests, generate
-from unlearnbench.scenarios.language import Encoder, TextData, rows_of, text_loss
-from unlearnbench.scenarios.text import Example, PromptTemplate
-from unlearnbench.scenarios.text_evidence import text_evidence
+from unlearnbench.scenarios.language import Encoder, TextData
+from unlearnbench.scenarios.language_scenario import LanguageScenario
+from unlearnbench.scenarios.templates import PromptTemplate
+from unlearnbench.scenarios.text import Example
 from unlearnbench.scenarios.tiny_lm import build_model, build_tokenizer
-from unlearnbench.training import Recipe, batches, fit, hardware, step_count
+from unlearnbench.training import hardware
 
 TEMPLATE = PromptTemplate()
 MAX_LENGTH = 64
-MAX_NEW_TOKENS = 24
 
 Count = Annotated[int, Field(ge=1)]
 
 
-class Authors(Scenario):
+class Authors(LanguageScenario):
     """Fictitious authors, each with a few facts; every fact is taught in several phrasings.
 
     Plans leave out authors by name (`Plan.rows`). General knowledge is taught to every model and belongs to what is retained.
     """
 
-    modality: ClassVar[Modality] = "language"
-    task: ClassVar[Task] = "generate"
     splits: ClassVar[tuple[str, ...]] = ("forget", "retain", "holdout", "general")
+    max_new_tokens: ClassVar[int] = 24
 
     n_authors: Annotated[int, Field(ge=20)] = 200
     n_facts: Count = 4
@@ -141,39 +140,45 @@ class Authors(Scenario):
         rows = world.fiction.general if name == "general" else world.fiction.of(authors[name])
         return world.scored(rows)
 
-    def method_view(self) -> dict[str, Any]:
-        """See `Scenario.method_view`."""
+    def encoder(self) -> Encoder:
+        """See `LanguageScenario.encoder`."""
+        return self._world().encoder
+
+    def named(self) -> Split:
+        """See `LanguageScenario.named`."""
+        return self._both(self._world().fiction.of(self._new()))
+
+    def forgotten(self) -> Split:
+        """See `LanguageScenario.forgotten`."""
+        return self._both(self._world().fiction.of(self.forget_rows()))
+
+    def retained(self) -> Split:
+        """See `LanguageScenario.retained`."""
+        return self._both(self._world().fiction.of(self._retained()))
+
+    def kept(self) -> Split:
+        """See `LanguageScenario.kept`: general knowledge too."""
+        world = self._world()
+        return self._both((*world.fiction.of(self._retained()), *world.fiction.general))
+
+    def validation(self) -> Data:
+        """See `MethodView.validation`: questions in words that nobody is taught."""
         world = self._world()
         shown, others = self._sampled()
         unseen = world.scored(world.fiction.of(others or shown))
-        asked_anew = [replace(example, question=example.paraphrased_question) for example in unseen.examples]
-        kept = (*world.fiction.of(self._retained()), *world.fiction.general)
-        return {
-            "modality": self.modality,
-            "task": self.task,
-            "kind": self.asked().kind,
-            "classes": None,
-            "tokenizer": world.encoder.tokenizer,
-            "recipe": self.recipe,
-            "loss": text_loss,
-            "encode": world.encoder.pairs,
-            "forget": self._both(world.fiction.of(self._new())),
-            "retain": self._both(kept),
-            "validation": TextData(asked_anew, world.encoder),
-        }
+        return TextData([replace(example, question=example.paraphrased_question) for example in unseen.examples], world.encoder)
 
     def _both(self, rows: Sequence[Row]) -> Split:
         return Split(train=self._world().taught(rows), eval=self._world().scored(rows))
 
-    def attack_parts(self) -> dict[str, Any]:
-        """See `Scenario.attack_parts`; the attacker holds every other author of the forget set."""
+    def unrelated(self) -> Data:
+        """See `AttackView.unrelated`: general knowledge."""
         world = self._world()
-        return {
-            "forget": self._both(world.fiction.of(self.forget_rows())),
-            "forget_part": self._both(world.fiction.of(self._held())),
-            "retain": self._both(world.fiction.of(self._retained())),
-            "unrelated": world.taught(world.fiction.general),
-        }
+        return world.taught(world.fiction.general)
+
+    def held(self) -> Split:
+        """See `LanguageScenario.held`: every other author of the forget set."""
+        return self._both(self._world().fiction.of(self._held()))
 
     def _held(self) -> list[str]:
         forgotten = sorted(self.forget_rows())
@@ -210,63 +215,11 @@ class Authors(Scenario):
         model: nn.Module = build_model(vocabulary, seed=seed, hidden_size=self.width, n_layers=self.n_layers, max_length=MAX_LENGTH)
         return model.to(hardware.get().device)
 
-    def train_view(self, plan: Plan) -> TrainView:
-        """See `Scenario.train_view`."""
+    def trained_on(self, plan: Plan) -> Split:
+        """See `LanguageScenario.trained_on`."""
         world = self._world()
         gone = {*plan.rows, *self._holdout()}
-        rows = [row for row in world.fiction.rows if row.author not in gone]
-        common = self.method_view()
-        names = ("modality", "task", "kind", "classes", "tokenizer", "recipe", "loss", "encode")
-        return TrainView(**{name: common[name] for name in names}, data=self._both([*rows, *world.fiction.general]), build=self.build)
-
-    def train(self, plans: Sequence[Plan], seeds: Sequence[int]) -> list[nn.Module]:
-        """See `Scenario.train`."""
-        models = []
-        for plan, seed in zip(plans, seeds, strict=True):
-            model, data = self.build(seed), self.train_view(plan).data.train
-            fit(
-                model,
-                lambda net, batch: text_loss(net, batch).mean(),
-                partial(_epoch, data, self.batch_size, seed),
-                self.recipe,
-                seed=seed,
-                total_steps=step_count(len(data), self.recipe),
-                label=f"{plan.role}, seed {seed}",
-            )
-            models.append(model)
-        return models
-
-    # ---------------------------------------------------------------------------------------------------------------- evidence
-
-    def evidence(
-        self,
-        model: nn.Module,
-        needs: frozenset[Need],
-        *,
-        rewrite: Callable[[Any], Any] | None = None,
-        only: frozenset[str] | None = None,
-    ) -> Evidence:
-        """See `Scenario.evidence`."""
-        encoder = self._world().encoder
-        splits = {}
-        for name in sorted({need.split for need in needs}):
-            data = self.split(name)
-            if name == "forget" and only is not None:
-                data = data.take([i for i, row in enumerate(data.ids) if row in only])
-            splits[name] = rows_of(data, rewrite)
-        return text_evidence(
-            model,
-            encoder.tokenizer,
-            splits,
-            needs,
-            encode_prompt=encoder.prompt_ids,
-            encode_answer=encoder.answer_ids,
-            max_new_tokens=MAX_NEW_TOKENS,
-        )
-
-
-def _epoch(data: Data, batch_size: int, seed: int, epoch: int) -> Any:
-    return (data.batch(index) for index in batches(len(data), batch_size, seed=seed, epoch=epoch))
+        return self._both([*(row for row in world.fiction.rows if row.author not in gone), *world.fiction.general])
 
 
 class _World:

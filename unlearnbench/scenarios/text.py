@@ -1,82 +1,49 @@
-"""What language scenarios share on the data side: one example, its prompt, its token ids, a padded batch.
+"""What language scenarios share on the data side: one example, its token ids, a padded batch.
 
-Knows nothing of a model or a loss. Three conventions hold everywhere (each is where published code went wrong):
+Knows nothing of a template, a model or a loss. Four conventions hold everywhere (each is where published code went wrong):
 
-- Prompt and answer are tokenised apart, so the answer's tokens never depend on a merge across the border and the number
-  of prompt tokens is exact.
-- The end-of-sequence token is appended and scored.
+- Prompt and answer are tokenised apart, so the answer's tokens never depend on a merge across the border, the prompt's tokens are a
+  prefix of the whole, and their number is exact.
+- The end-of-sequence token is appended where the answer lacks it, and scored; the texts of a corpus end in none.
 - Masks come from lengths, never from `ids != pad`, so that a tokenizer whose pad token is its end-of-sequence token works.
+- Nothing is cut to fit a context: what does not fit is an error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from unlearnbench.api import UserError
 
 IGNORE_INDEX = -100
 """Label of a position that is not scored; the value torch and transformers ignore."""
 
 
-class Tokenizer(Protocol):
-    """The part of a transformers tokenizer that `encode` uses."""
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """Id of the end-of-sequence token."""
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of `text`."""
-
-
 @dataclass(frozen=True)
 class Example:
-    """One question and answer in TOFU's schema.
+    """One question and answer in TOFU's schema; a text without a question has the question "".
 
     Attributes:
-        id: Unique in its scenario; values are joined by it, never by position.
+        id: Unique in its split; values are joined by it, never by position.
         cluster: What is forgotten or kept as a whole (an author); intervals resample clusters.
         question: A question that is taught.
         answer: Its answer.
-        paraphrased_question: The question in words that are not taught.
-        paraphrased_answer: The answer in other words.
-        perturbed_answer: Wrong answers in the form of `paraphrased_answer`.
+        paraphrased_question: The question in words that are not taught; "" where there is none.
+        paraphrased_answer: The answer in other words; "" where there is none.
+        perturbed_answer: Wrong answers in the form of `paraphrased_answer`; empty where there are none.
     """
 
     id: str
     cluster: str
     question: str
     answer: str
-    paraphrased_question: str
-    paraphrased_answer: str
-    perturbed_answer: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class PromptTemplate:
-    """How a question becomes a prompt, and an answer the text that follows it.
-
-    The space between the two belongs to the answer: a prompt that ends in a space tokenises unlike any text a model
-    reads.
-
-    Attributes:
-        prompt: Format string with `{question}`.
-        answer: Format string with `{answer}`.
-    """
-
-    prompt: str = "Question: {question}\nAnswer:"
-    answer: str = " {answer}"
-
-    def prompt_text(self, question: str) -> str:
-        """The prompt for `question`."""
-        return self.prompt.format(question=question)
-
-    def answer_text(self, answer: str) -> str:
-        """The continuation that states `answer`."""
-        return self.answer.format(answer=answer)
+    paraphrased_question: str = ""
+    paraphrased_answer: str = ""
+    perturbed_answer: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,30 +59,32 @@ class Encoded:
     prompt_len: int
 
 
-def encode(tokenizer: Tokenizer, prompt_text: str, answer_text: str, *, max_length: int | None = None) -> Encoded:
-    """Tokenise a prompt and its answer, apart.
+def join(
+    prompt: Sequence[int], answer: Sequence[int], *, end: int | None, texts: tuple[str, str], max_length: int | None = None
+) -> Encoded:
+    """One sequence out of the tokens of a prompt and of its answer.
 
     Args:
-        tokenizer: Adds its special tokens (a beginning-of-sequence token) to the prompt alone.
-        prompt_text: The prompt.
-        answer_text: The text that follows it, with its leading space if it has one.
+        prompt: At least one token: an answer's first token needs something to be predicted from.
+        answer: At least one token.
+        end: The end-of-sequence token, appended where the answer does not end in it; None appends nothing.
+        texts: The two as texts, for errors.
         max_length: The model's context in tokens; None where nothing bounds it.
 
     Raises:
-        ValueError: If the prompt or the answer has no tokens, if the tokenizer has no end-of-sequence token, or if the
-            sequence is longer than `max_length` (cutting it would score another answer).
+        UserError: If the prompt or the answer has no tokens, or the sequence is longer than `max_length` (cutting it would score
+            another answer).
     """
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no end-of-sequence token; set its eos_token")
-    prompt = tokenizer.encode(prompt_text, add_special_tokens=True)
-    answer = tokenizer.encode(answer_text, add_special_tokens=False)
+    shown = [text if len(text) <= 80 else f"{text[:50]} [...] {text[-25:]}" for text in texts]
     if not prompt:
-        raise ValueError(f"the prompt {prompt_text!r} has no tokens; its answer's first token could not be scored")
+        raise UserError(f"the prompt {shown[0]!r} has no tokens; its answer's first token could not be scored")
     if not answer:
-        raise ValueError(f"the answer {answer_text!r} to {prompt_text!r} has no tokens; allowed: at least one")
-    ids = (*prompt, *answer, tokenizer.eos_token_id)
+        raise UserError(f"the answer {shown[1]!r} to {shown[0]!r} has no tokens; allowed: at least one")
+    ids = (*prompt, *answer) if end is None or answer[-1] == end else (*prompt, *answer, end)
     if max_length is not None and len(ids) > max_length:
-        raise ValueError(f"{prompt_text + answer_text!r} has {len(ids)} tokens; the context allows {max_length}")
+        part = f"the prompt {shown[0]!r} alone" if len(prompt) >= max_length else f"{shown[0] + shown[1]!r}"
+        count = len(prompt) if len(prompt) >= max_length else len(ids)
+        raise UserError(f"{part} has {count} tokens; the context allows {max_length}")
     return Encoded(ids, len(prompt))
 
 
