@@ -27,6 +27,7 @@ ROWS = (
     "intervals stats answers token_scores",
     "tensors remote store layers losses unlearning_losses subspace representation causal adapters",
     "recipe training sharpness finetuning deployed checkpoints attribution ensembles evidence",
+    "membership",
     "scenarios",
     "planning artefacts records executors evaluation provenance runner",
     "comparisons tables continual picture formats report",

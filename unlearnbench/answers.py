@@ -116,8 +116,7 @@ def prob_mean(log_ratio: Floats) -> Floats:
     >>> prob_mean(np.log([0.25, 4.0])).round(4).tolist()
     [0.8, 0.2]
     """
-    falling = np.exp(-np.abs(log_ratio))  # at most 1, so that nothing overflows
-    return np.asarray(np.where(np.asarray(log_ratio) < 0, 1.0, falling) / (1.0 + falling))
+    return np.exp(-np.logaddexp(0.0, log_ratio))
 
 
 def _check_options(correct: Floats, wrong: Floats) -> None:
