@@ -39,10 +39,11 @@ from unlearnbench.api import Data, Method, MethodView, UserError
 from unlearnbench.causal import answer_logits
 from unlearnbench.finetuning import Pair, paired
 from unlearnbench.layers import Inserted, blocks, insert
-from unlearnbench.losses import answer_lengths, npo
+from unlearnbench.losses import answer_lengths
 from unlearnbench.progress import count_passes
 from unlearnbench.subspace import Moments, directions_off, orthonormal, principal_directions, project_off
 from unlearnbench.training import Recipe, fit
+from unlearnbench.unlearning_losses import npo
 
 Placement = Literal["residual", "mlp_out"]
 
