@@ -69,3 +69,19 @@ def test_an_unused_parameter_is_left_alone() -> None:
     used, unused = nn.Parameter(draw(2, seed=0)), nn.Parameter(draw(2, seed=1))
     found = sharp(lambda: used.square().sum(), [used, unused], 0.5)
     assert torch.equal(torch.autograd.grad(found, unused)[0], torch.zeros(2, dtype=torch.float64))
+
+
+def test_under_autocast_the_shifted_weights_are_used_and_then_the_first_again() -> None:
+    weight, inputs = nn.Parameter(draw(4, 4, seed=0).float()), draw(2, 4, seed=1).float()
+    seen: list[torch.Tensor] = []
+
+    def loss() -> torch.Tensor:
+        seen.append(inputs @ weight)
+        return seen[-1].float().square().sum()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        sharp(loss, [weight], rho=1.0)
+        after = inputs @ weight
+    assert seen[0].dtype == torch.bfloat16
+    assert float((seen[1] - seen[0]).abs().max().detach()) > 0.1
+    assert torch.equal(after, seen[0])

@@ -26,7 +26,7 @@ ROWS = (
     "views scenario api progress files fields registry document config code trial",
     "intervals stats answers token_scores",
     "tensors remote store layers losses unlearning_losses subspace representation causal adapters",
-    "recipe training sharpness finetuning deployed checkpoints attribution ensembles evidence",
+    "recipe training sharpness reference finetuning deployed checkpoints attribution ensembles evidence",
     "membership",
     "scenarios",
     "planning artefacts records executors evaluation provenance runner",

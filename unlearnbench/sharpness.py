@@ -34,15 +34,19 @@ def perturbation(gradients: Sequence[Tensor], rho: float) -> list[Tensor]:
 def shifted(parameters: Sequence[nn.Parameter], offsets: Sequence[Tensor]) -> Iterator[None]:
     """A context inside which each parameter is moved by its offset; afterwards all are as they were, to the bit."""
     found = [parameter.detach().clone() for parameter in parameters]
-    with torch.no_grad():
-        for parameter, offset in zip(parameters, offsets, strict=True):
-            parameter.add_(offset)
+    _set(parameters, [before + offset for before, offset in zip(found, offsets, strict=True)])
     try:
         yield
     finally:
-        with torch.no_grad():
-            for parameter, before in zip(parameters, found, strict=True):
-                parameter.copy_(before)
+        _set(parameters, found)
+
+
+@torch.no_grad()
+def _set(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
+    # Autocast keeps its low-precision copies of weights until it is left, and would go on with the earlier ones.
+    torch.clear_autocast_cache()
 
 
 def sharp(loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter], rho: float) -> Tensor:
