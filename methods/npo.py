@@ -15,14 +15,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
-from accelerate.utils import send_to_device
 from pydantic import Field
 from torch import Tensor, nn
 
-from unlearnbench.api import Batch, Data, MethodView
+from unlearnbench.api import MethodView
 from unlearnbench.finetuning import Pair, TrainedMethod, paired
-from unlearnbench.losses import answer_lengths
+from unlearnbench.reference import answer_logprob, reference_logprob
 from unlearnbench.unlearning_losses import npo
 
 
@@ -42,27 +40,11 @@ class NPO(TrainedMethod):
     def unlearn(self, model: nn.Module, view: MethodView, *, seed: int) -> nn.Module:
         """See `Method.unlearn`."""
         forget, retain = view.forget.train, view.retain.train
-        reference = self._reference(model, view, forget)
+        reference = reference_logprob(model, view, forget, self.batch_size)
 
         def loss(model: nn.Module, pair: Pair) -> Tensor:
             known = reference[pair.rows.to(reference.device)]
-            unlikely = npo(_logprob(model, view, pair.forget), known, self.beta).mean()
+            unlikely = npo(answer_logprob(model, view, pair.forget), known, self.beta).mean()
             return self.forget_weight * unlikely + self.retain_weight * view.loss(model, pair.retain).mean()
 
         return self.descend(model, view, loss, paired(forget, retain, self.batch_size, seed=seed), n=len(forget), seed=seed)
-
-    @torch.no_grad()
-    def _reference(self, model: nn.Module, view: MethodView, rows: Data) -> Tensor:
-        """Log-probability of each row under the model as it is [n]; computed in the precision of the training."""
-        device = next(model.parameters()).device
-        parts = []
-        with torch.autocast(device.type, torch.bfloat16, enabled=view.recipe.precision == "bf16"):
-            for index in torch.split(torch.arange(len(rows)), self.batch_size):
-                batch = rows.batch(index)
-                parts.append(_logprob(model.eval(), view, send_to_device(batch, device)))
-        return torch.cat(parts)
-
-
-def _logprob(model: nn.Module, view: MethodView, batch: Batch) -> Tensor:
-    """Log-probability of each row's whole answer [B]: the view's loss is the mean over its tokens."""
-    return -view.loss(model, batch) * answer_lengths(batch["labels"])
