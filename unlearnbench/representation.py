@@ -39,7 +39,8 @@ def control_vector(width: int, length: float, *, seed: int) -> Tensor:
     2.0
     """
     drawn = torch.rand(width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return drawn * (length / torch.linalg.vector_norm(drawn))
+    scaled: Tensor = drawn * (length / torch.linalg.vector_norm(drawn))
+    return scaled
 
 
 def squared_distance(hidden: Tensor, target: Tensor, mask: Tensor) -> Tensor:
