@@ -1,26 +1,28 @@
-"""Answer probability, ROUGE-L, truth ratio and model utility.
+"""Answer probability, ROUGE-L and truth ratios of one split.
 
 TOFU: A Task of Fictitious Unlearning for LLMs. Maini, Feng, Schwarzschild, Lipton, Kolter. 2024, arXiv 2401.06121. The forms are
-those of open-unlearning (2025, arXiv 2506.12618), whose numbers are the ones in circulation. Deviations: those of the formulas, which
-`unlearnbench.answers` names; and model utility covers the splits that the scenario has, in TOFU retain, real authors and world facts,
-by default retain and general.
-
-The file knows which answers each formula reads, and no model.
+those of open-unlearning (Dorna et al. 2025, arXiv 2506.12618), whose numbers are the ones in circulation; deviations are those of the
+formulas, which `unlearnbench.answers` names. The file knows which answers each formula reads, and no model.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Literal
 
-from unlearnbench.answers import answer_probability, log_truth_ratio, option_probability, rouge_l, true_better
-from unlearnbench.api import Audit, Metric, Need, Scenario, SplitMetric, Threat, UserError
+import numpy as np
+from numpy.typing import NDArray
+
+from unlearnbench.answers import answer_probability, closer_to_1, log_truth_ratio, option_probability, prob_mean, rouge_l, true_better
+from unlearnbench.api import Audit, Need, Scenario, SplitMetric, Threat
 from unlearnbench.evidence import Evidence
-from unlearnbench.stats import harmonic_mean
+
+Floats = NDArray[np.float64]
 
 
 class Probability(SplitMetric):
-    """Mean over rows of exp(-mean token nll) of the reference answer."""
+    """Mean over rows of exp(-mean token nll) of the reference answer, or of its paraphrase."""
 
     paper = "arXiv 2401.06121"
     modality = ("language",)
@@ -29,9 +31,10 @@ class Probability(SplitMetric):
     tells_apart = True
 
     question: Literal["question", "paraphrased_question"] = "question"
+    answer: Literal["answer", "paraphrased_answer"] = "answer"
 
     def _need(self) -> Need:
-        return Need(what="tokens", split=self.split, question=self.question)
+        return Need(what="tokens", split=self.split, question=self.question, answer=self.answer)
 
     def wants(self, scenario: Scenario) -> tuple[Need, ...]:
         """Token statistics of the answers."""
@@ -68,8 +71,8 @@ class Rouge(SplitMetric):
         return evidence.by_row(self.split, rouge_l(texts, references, self.variant))
 
 
-class TruthRatioTrueBetter(SplitMetric):
-    """Mean over rows of max(0, 1 - R): is the truth, in words never taught, likelier than lies of the same form?"""
+class _AgainstWrong(SplitMetric):
+    """What sets the right answer against the perturbed ones."""
 
     paper = "arXiv 2401.06121"
     modality = ("language",)
@@ -78,69 +81,56 @@ class TruthRatioTrueBetter(SplitMetric):
     tells_apart = False
 
     question: Literal["question", "paraphrased_question"] = "question"
+    answer: Literal["answer", "paraphrased_answer"] = "paraphrased_answer"
+    """The form of the right answer: the paraphrase where the wording was taught, the answer itself where there is no paraphrase."""
 
     def _needs(self) -> tuple[Need, Need]:
-        return (
-            Need(what="tokens", split=self.split, question=self.question, answer="paraphrased_answer"),
-            Need(what="tokens", split=self.split, question=self.question, answer="perturbed_answer"),
-        )
+        right = Need(what="tokens", split=self.split, question=self.question, answer=self.answer)
+        return right, Need(what="tokens", split=self.split, question=self.question, answer="perturbed_answer")
 
     def wants(self, scenario: Scenario) -> tuple[Need, ...]:
-        """Token statistics of paraphrased and perturbed answers."""
+        """Token statistics of right and perturbed answers."""
         return self._needs()
 
     def measure(self, evidence: Evidence, audit: Audit) -> Mapping[str, float]:
         """The score of each row."""
-        paraphrased, perturbed = (evidence.nll(need) for need in self._needs())
-        return evidence.by_row(self.split, true_better(log_truth_ratio(paraphrased[0], perturbed)))
+        right, wrong = (evidence.nll(need) for need in self._needs())
+        return evidence.by_row(self.split, self._formula(right[0], wrong))
+
+    @abstractmethod
+    def _formula(self, right: Floats, wrong: Floats) -> Floats:
+        """Losses of the right answer [n] and of the wrong ones [answers, n] to scores [n]."""
 
 
-class ModelUtility(Metric):
-    """Harmonic mean of probability, ROUGE-L recall and truth ratio of every split, each a mean over the split's rows.
+class NormalisedProbability(_AgainstWrong):
+    """Mean over rows of the right option's share of the probability: is it the one that the model would pick, and how surely?"""
 
-    On retain, whose answers were taught with their wording, the probability is the answer's own and the truth ratio takes the
-    paraphrase. On any other split, knowledge that has one right answer among options, the probability is the right option's share
-    and the truth ratio takes the answer itself, which has no paraphrase; so TOFU does with real authors and world facts.
-    """
+    answer: Literal["answer", "paraphrased_answer"] = "answer"
 
-    paper = "arXiv 2401.06121"
-    modality = ("language",)
-    level = Threat.T2
-    direction = "higher"
-    side = "utility"
-    bounds = (0.0, 1.0)
-    curve = False
+    def _formula(self, right: Floats, wrong: Floats) -> Floats:
+        return option_probability(right, wrong)
 
-    splits: tuple[str, ...] = ("retain", "general")
 
-    def __post_init__(self) -> None:
-        """Check the splits."""
-        if not self.splits or len(set(self.splits)) < len(self.splits):
-            raise UserError(f"splits is {list(self.splits)}; allowed: one split or more, each once")
+class TruthRatioTrueBetter(_AgainstWrong):
+    """Mean over rows of max(0, 1 - R): is the truth, in words never taught, likelier than lies of the same form?"""
 
-    def supports(self, scenario: Scenario) -> str | None:
-        """The scenario must be of language and have all splits."""
-        missing = [split for split in self.splits if split not in scenario.splits]
-        return super().supports(scenario) or (f"needs splits {missing}, not among {scenario.splits}" if missing else None)
+    def _formula(self, right: Floats, wrong: Floats) -> Floats:
+        return true_better(log_truth_ratio(right, wrong))
 
-    def _needs(self, split: str) -> tuple[Need, Need, Need, Need]:
-        """Of one split: generation, answer, the right answer of the truth ratio, the wrong ones."""
-        answer = Need(what="tokens", split=split)
-        right = Need(what="tokens", split=split, answer="paraphrased_answer") if split == "retain" else answer
-        wrong = Need(what="tokens", split=split, answer="perturbed_answer")
-        return Need(what="generation", split=split), answer, right, wrong
 
-    def wants(self, scenario: Scenario) -> tuple[Need, ...]:
-        """Generations and token statistics of all splits."""
-        return tuple(dict.fromkeys(need for split in self.splits for need in self._needs(split)))
+class TruthRatioCloserTo1(_AgainstWrong):
+    """Mean over rows of min(R, 1 / R): are truth and lies equally likely, as they are to a model that knows nothing?"""
 
-    def measure(self, evidence: Evidence, audit: Audit) -> float:
-        """The harmonic mean of three numbers of each split."""
-        parts: list[float] = []
-        for split in self.splits:
-            generation, answer, right, wrong = self._needs(split)
-            own, lies = evidence.nll(answer)[0], evidence.nll(wrong)
-            probability = answer_probability(own) if split == "retain" else option_probability(own, lies)
-            scores = (probability, rouge_l(*evidence.generations(generation)), true_better(log_truth_ratio(evidence.nll(right)[0], lies)))
-            parts += [float(score.mean()) for score in scores]
-        return harmonic_mean(parts)
+    direction = "lower"
+
+    def _formula(self, right: Floats, wrong: Floats) -> Floats:
+        return closer_to_1(log_truth_ratio(right, wrong))
+
+
+class TruthRatioProbMean(_AgainstWrong):
+    """Mean over rows of 1 / (1 + R), the truth's share against a typical lie."""
+
+    paper = "arXiv 2506.12618"
+
+    def _formula(self, right: Floats, wrong: Floats) -> Floats:
+        return prob_mean(log_truth_ratio(right, wrong))

@@ -1,12 +1,23 @@
 """Probabilities, shares, truth ratios and ROUGE-L against plain arithmetic and independent implementations."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
+from scipy.stats import entropy
 
-from unlearnbench.answers import answer_probability, closer_to_1, log_truth_ratio, option_probability, prob_mean, rouge_l, true_better
+from unlearnbench.answers import (
+    answer_probability,
+    closer_to_1,
+    log_truth_ratio,
+    ngram_entropy,
+    option_probability,
+    prob_mean,
+    rouge_l,
+    true_better,
+)
 
 
 def test_probability_of_an_impossible_answer_is_zero_and_of_nan_an_error() -> None:
@@ -143,3 +154,22 @@ def test_rouge_l_against_the_package_and_a_plain_recursion() -> None:
 def test_texts_and_references_must_match() -> None:
     with pytest.raises(ValueError, match="2 texts for 1 references"):
         rouge_l(["a", "b"], ["a"])
+
+
+def test_ngram_entropy_against_scipy() -> None:
+    draw = np.random.default_rng(4)
+    words = draw.choice(["ash", "birch", "oak"], 60).tolist()
+    text = " ".join(words).replace("oak ash", "oak, Ash")
+    runs = [*text.replace(",", " ,").split()]
+    assert "," in runs
+    expected = 0.0
+    for n, weight in ((2, 2 / 3), (3, 4 / 3)):
+        counts = Counter(tuple(runs[i : i + n]) for i in range(len(runs) - n + 1))
+        expected += weight * entropy(list(counts.values()), base=2) / 2
+    assert ngram_entropy(text) == pytest.approx(expected, rel=1e-12)
+
+
+def test_ngram_entropy_of_short_and_repetitive_texts() -> None:
+    assert [ngram_entropy(text) for text in ("", "word", "two words", "no no no no")] == [0.0] * 4
+    assert ngram_entropy("three words here") == pytest.approx(2 / 3 / 2)  # two pairs, one triple
+    assert ngram_entropy("one two three four five") > ngram_entropy("one two one two one")

@@ -86,6 +86,11 @@ def test_an_intervention_has_a_pass_of_its_own(scored: Score) -> None:
     assert (cell.status, cell.value, cell.n, cell.clusters) == ("done", 0.0, 1, None)
 
 
+def test_a_single_number_may_come_with_an_interval(scored: Score) -> None:
+    cell = scored(metric("Wide")).cells[0]
+    assert (cell.status, cell.value, cell.n, cell.interval, cell.covers) == ("done", 0.5, 1, (0.25, 0.875), "oracles")
+
+
 def test_what_a_metric_cannot_do_is_its_cells_reason_and_no_others(scored: Score) -> None:
     hows = ("raise", "infinite", "nan", "silent", "empty", "unknown row", "missing")
     odd = ", ".join(metric("Odd", f", how: {how}, label: {how.replace(' ', '_')}") for how in hows)

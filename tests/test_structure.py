@@ -27,7 +27,7 @@ ROWS = (
     "intervals stats answers token_scores",
     "tensors remote store layers losses unlearning_losses subspace components representation activations causal adapters",
     "recipe training sharpness reference finetuning deployed checkpoints attribution ensembles evidence",
-    "membership",
+    "anchoring membership",
     "scenarios",
     "planning artefacts records executors evaluation provenance runner",
     "comparisons tables continual picture formats report",

@@ -59,6 +59,7 @@ __all__ = [
     "Batch",
     "Data",
     "Direction",
+    "Estimate",
     "InferenceAttack",
     "Intervention",
     "Kind",
@@ -191,6 +192,21 @@ class InferenceAttack(Applied):
         """Scores [n] of the split's rows; higher means more likely a member of the training set."""
 
 
+class Estimate(float):
+    """A single value of a metric with its own interval, for what is no mean over rows."""
+
+    interval: tuple[float, float]
+    """Its 95 % interval."""
+    covers: str
+    """What varies in it: "items", "clusters" or "oracles"."""
+
+    def __new__(cls, value: float, interval: tuple[float, float], covers: str) -> Estimate:
+        """The value, which is also the float itself, with its interval."""
+        made = super().__new__(cls, value)
+        made.interval, made.covers = interval, covers
+        return made
+
+
 class Metric(Applied):
     """A number, or one number per example, read off the evidence. A metric never touches the model.
 
@@ -225,7 +241,7 @@ class Metric(Applied):
 
     @abstractmethod
     def measure(self, evidence: Evidence, audit: Audit) -> Mapping[str, float] | float:
-        """One value per row identity, or a single value for the whole split.
+        """One value per row identity, or a single value for the whole split, perhaps an `Estimate`.
 
         A mean over rows must be returned as per-row values: the core averages, and keeps the clusters for the intervals.
 
@@ -240,7 +256,7 @@ class Metric(Applied):
 class SplitMetric(Metric):
     """A metric read on one split: of forgetting on "forget", of utility on what the model should keep."""
 
-    direction = "higher"
+    direction: ClassVar[Direction] = "higher"
     tells_apart: ClassVar[bool]
     """On "forget" the original fails it and the oracle passes it; where not, it is a diagnostic on every split."""
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from unlearnbench import stats
-from unlearnbench.api import Attack, Audit, InferenceAttack, Member, Metric, Need, NotMeasurable, Scenario, Stage, Threat
+from unlearnbench.api import Attack, Audit, Estimate, InferenceAttack, Member, Metric, Need, NotMeasurable, Scenario, Stage, Threat
 from unlearnbench.artefacts import Workshop
 from unlearnbench.config import PluginSpec
 from unlearnbench.evidence import Evidence
@@ -100,6 +100,8 @@ def _measure(
 
     def run() -> Cell:
         result = metric.measure(evidence, audit)
+        if isinstance(result, Estimate):
+            return Cell(**facts, value=_finite(float(result)), n=1, interval=result.interval, covers=result.covers)
         if not isinstance(result, Mapping):
             return Cell(**facts, value=_finite(float(result)), n=1)
         if not result:

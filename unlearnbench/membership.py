@@ -39,7 +39,7 @@ def text_of(split: str) -> Need:
 
 def loss_scores(evidence: Evidence, split: str) -> Scores:
     """Minus the mean nll per token of each row [n], end token included; reads `tokens_of(split)`."""
-    return np.negative(evidence.nll(tokens_of(split))[0])
+    return np.asarray(-evidence.nll(tokens_of(split))[0])
 
 
 def zlib_scores(evidence: Evidence, split: str) -> Scores:

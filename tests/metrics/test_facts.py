@@ -5,8 +5,9 @@ import pytest
 from unlearnbench.api import Metric, SplitMetric, Threat
 from unlearnbench.metrics.accuracy import Accuracy, TrueProbability
 from unlearnbench.metrics.memorization import ExactMemorization, ExtractionStrength
-from unlearnbench.metrics.tofu import ModelUtility, Probability, Rouge, TruthRatioTrueBetter
+from unlearnbench.metrics.tofu import Probability, Rouge, TruthRatioTrueBetter
 from unlearnbench.metrics.unbiased_cka import UnbiasedCKA
+from unlearnbench.metrics.utility import ModelUtility
 from unlearnbench.stats import harmonic_mean
 
 SHARE = (0.0, 1.0)
@@ -19,9 +20,9 @@ SHARE = (0.0, 1.0)
         (TrueProbability, Threat.T2, SHARE, True, {"split": "forget"}),
         (ExactMemorization, Threat.T2, SHARE, True, {"split": "forget", "question": "question"}),
         (ExtractionStrength, Threat.T2, SHARE, True, {"split": "forget", "question": "question"}),
-        (Probability, Threat.T2, SHARE, True, {"split": "forget", "question": "question"}),
+        (Probability, Threat.T2, SHARE, True, {"split": "forget", "question": "question", "answer": "answer"}),
         (Rouge, Threat.T1, SHARE, False, {"split": "forget", "question": "question", "variant": "recall"}),
-        (TruthRatioTrueBetter, Threat.T2, SHARE, True, {"split": "forget", "question": "question"}),
+        (TruthRatioTrueBetter, Threat.T2, SHARE, True, {"split": "forget", "question": "question", "answer": "paraphrased_answer"}),
         (ModelUtility, Threat.T2, SHARE, False, {"splits": ("retain", "general")}),
         (UnbiasedCKA, Threat.T0, (-1.0, 1.0), True, {"split": "forget", "layer": -1}),
     ],

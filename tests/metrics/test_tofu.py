@@ -1,15 +1,22 @@
-"""Which answers probability, ROUGE-L, truth ratio and model utility read; values by hand."""
+"""Which answers probability, ROUGE-L and truth ratios read; values by hand."""
 
 from collections.abc import Mapping
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pytest
-from scipy.stats import hmean
 
-from unlearnbench.api import Audit, Need, UserError
+from unlearnbench.api import Audit, Need
 from unlearnbench.evidence import Evidence, Tokens
-from unlearnbench.metrics.tofu import ModelUtility, Probability, Rouge, TruthRatioTrueBetter
+from unlearnbench.metrics.tofu import (
+    NormalisedProbability,
+    Probability,
+    Rouge,
+    TruthRatioCloserTo1,
+    TruthRatioProbMean,
+    TruthRatioTrueBetter,
+)
 
 AUDIT = Audit(originals=(), oracles=())
 SCENARIO = SimpleNamespace(modality="language", splits=("forget", "retain", "holdout", "general"))
@@ -72,14 +79,38 @@ def test_says_why_it_cannot_serve(metric: type[Probability]) -> None:
     assert "needs a split 'test', not one of ('forget'" in str(metric(split="test").supports(SCENARIO))
 
 
-def test_truth_ratio_sets_the_paraphrase_against_the_perturbed_answers() -> None:
-    right = Need(what="tokens", split="retain", answer="paraphrased_answer")
-    wrong = Need(what="tokens", split="retain", answer="perturbed_answer")
-    metric = TruthRatioTrueBetter(split="retain")
-    assert set(metric.wants(SCENARIO)) == {right, wrong}
-    stats = {right: (tokens([0.5], [0.1]),), wrong: (tokens([0.25], [0.4]), tokens([0.0625], [0.9]))}
-    values = metric.measure(evidence("retain", stats), AUDIT)
-    assert values == {"retain/0": pytest.approx(1 - 0.125 / 0.5, rel=1e-6), "retain/1": 0.0}
+RIGHT, LIES = (0.5, 0.1), ((0.25, 0.4), (0.0625, 0.9))
+"""Probabilities of the right answer and of the wrong ones; their geometric means are .125 and .6."""
+
+
+@pytest.mark.parametrize(
+    ("metric", "answer", "values", "direction"),
+    [
+        (NormalisedProbability, "answer", (0.5 / 0.8125, 0.1 / 1.4), "higher"),
+        (TruthRatioTrueBetter, "paraphrased_answer", (0.75, 0.0), "higher"),
+        (TruthRatioCloserTo1, "paraphrased_answer", (0.25, 1 / 6), "lower"),
+        (TruthRatioProbMean, "paraphrased_answer", (0.8, 0.1 / 0.7), "higher"),
+    ],
+)
+def test_the_right_answer_against_the_perturbed_ones(
+    metric: type[TruthRatioTrueBetter], answer: Literal["answer", "paraphrased_answer"], values: tuple[float, float], direction: str
+) -> None:
+    made = metric(split="retain")
+    assert (made.answer, made.direction, made.side) == (answer, direction, "diagnostic")
+    for asked in (made, metric(split="retain", answer="answer", question="paraphrased_question")):
+        right = Need(what="tokens", split="retain", answer=asked.answer, question=asked.question)
+        wrong = Need(what="tokens", split="retain", answer="perturbed_answer", question=asked.question)
+        assert asked.wants(SCENARIO) == (right, wrong)
+        stats = {right: (tokens(*([p] for p in RIGHT)),), wrong: tuple(tokens(*([p] for p in lie)) for lie in LIES)}
+        found = asked.measure(evidence("retain", stats), AUDIT)
+        assert found == {f"retain/{i}": pytest.approx(value, rel=1e-6) for i, value in enumerate(values)}
+
+
+def test_probability_of_the_paraphrase() -> None:
+    need = Need(what="tokens", split="forget", answer="paraphrased_answer")
+    metric = Probability(answer="paraphrased_answer")
+    assert metric.wants(SCENARIO) == (need,)
+    assert metric.measure(evidence("forget", {need: (tokens([0.5, 0.125]),)}), AUDIT) == {"forget/0": pytest.approx(0.25, rel=1e-6)}
 
 
 # ------------------------------------------------------------------------------------------------------------------- rouge
@@ -100,58 +131,3 @@ def test_rouge_reads_generations() -> None:
     f1 = Rouge(question="paraphrased_question", variant="f1").measure(seen, AUDIT)
     assert f1 == {"b": pytest.approx(2 * 0.4 / 1.4), "a": pytest.approx(0.5)}
     assert not metric.curve
-
-
-# ----------------------------------------------------------------------------------------------------------------- utility
-
-
-def utility_evidence(*, retain_text: str = "by the sea") -> Evidence:
-    rows = {"retain": ("r0", "r1"), "general": ("g0",)}
-    answer = {split: Need(what="tokens", split=split) for split in rows}
-    wrong = {split: Need(what="tokens", split=split, answer="perturbed_answer") for split in rows}
-    paraphrase = Need(what="tokens", split="retain", answer="paraphrased_answer")
-    text = {split: Need(what="generation", split=split) for split in rows}
-    return Evidence(
-        ids=rows,
-        clusters=rows,
-        token_stats={
-            answer["retain"]: (tokens([0.9, 0.4], [0.8]),),  # probabilities 0.6 and 0.8
-            paraphrase: (tokens([0.5], [0.2]),),
-            wrong["retain"]: (tokens([0.25], [0.3]), tokens([0.0625], [0.3])),  # R = 0.25 and 1.5
-            answer["general"]: (tokens([0.4]),),
-            wrong["general"]: (tokens([0.2]), tokens([0.05])),  # share 0.4 / 0.65, R = 0.1 / 0.4
-        },
-        texts={text["retain"]: (retain_text, retain_text), text["general"]: ("Paris",)},
-        references={text["retain"]: ("a hut by the sea", "by the sea"), text["general"]: ("Paris",)},
-    )
-
-
-def test_model_utility_by_hand() -> None:
-    metric = ModelUtility()
-    seen = utility_evidence()
-    parts = [0.7, (3 / 5 + 1) / 2, (0.75 + 0.0) / 2, 0.4 / 0.65, 1.0, 0.75]
-    assert metric.measure(seen, AUDIT) == pytest.approx(6 / sum(1 / part for part in parts), rel=1e-6)
-    assert metric.measure(seen, AUDIT) == pytest.approx(hmean(parts), rel=1e-6)
-    assert set(metric.wants(SCENARIO)) == {*seen.token_stats, *seen.texts}
-    assert len(metric.wants(SCENARIO)) == 7
-
-
-def test_model_utility_of_one_split() -> None:
-    value = ModelUtility(splits=("general",)).measure(utility_evidence(), AUDIT)
-    assert value == pytest.approx(hmean([0.4 / 0.65, 1.0, 0.75]), rel=1e-6)
-
-
-def test_model_utility_is_zero_when_one_part_is() -> None:
-    assert ModelUtility().measure(utility_evidence(retain_text="nothing"), AUDIT) == 0.0
-
-
-def test_model_utility_says_what_it_needs() -> None:
-    assert ModelUtility().supports(SCENARIO) is None
-    assert (ModelUtility().side, ModelUtility().headline, ModelUtility().direction) == ("utility", False, "higher")
-    without = SimpleNamespace(modality="language", splits=("forget", "retain", "holdout"))
-    assert ModelUtility().supports(without) == "needs splits ['general'], not among ('forget', 'retain', 'holdout')"
-    vision = SimpleNamespace(modality="vision", splits=("forget", "retain", "holdout"))
-    assert ModelUtility().supports(vision) == "works on language, not on vision"
-    for splits in ((), ("retain", "retain")):
-        with pytest.raises(UserError, match="one split or more, each once"):
-            ModelUtility(splits=splits)
