@@ -282,7 +282,8 @@ def fold(linear: nn.Linear, rows: Tensor) -> None:
     for part in (linear.weight, linear.bias):
         if part is not None:
             # Twice, since rows are orthonormal but for their rounding.
-            part.copy_(project_off(project_off(part.mT.double(), exact), exact).mT)
+            vectors = part.double().movedim(0, -1)
+            part.copy_(project_off(project_off(vectors, exact), exact).movedim(-1, 0))
 
 
 @torch.no_grad()
