@@ -14,8 +14,8 @@ Deviations:
   embedder, so that the paper's 0.55 is no default: the threshold is calibrated, by the code's own rules, on prompts of forget rows
   against those of retain and validation rows, never on a metric, and is never below 0.
 - The gate reads the prompt alone, as deployed, template words included; the code also reads the answer where it scores one. Centroids
-  are therefore those of prompts, not of "question, newline, answer". The template's words count nothing under TF-IDF, since every prompt
-  has them.
+  are therefore those of prompts, not of "question, newline, answer"; of a text without a question (its prompt is empty, or one that
+  retain rows have too) they are those of the text. The template's words count nothing under TF-IDF, since every prompt has them.
 - Activations are those of the sequences that the model was taught: prompt, answer and end token, not "question, newline, answer".
 - Alpha is positive away from the forgotten (the code's sign; its README shows negative ones). Its default is the top of the code's grid.
 - A later request appends its clusters with thresholds of their own. Word weights, the retained centroid of "ratio" and the vectors of
@@ -159,7 +159,7 @@ class GuardIT(Method):
         index = int(self.depth * len(blocks(model)))
         path, layer = blocks(model)[index]
         embedder = make_embedder(self.embedder)
-        forget, retain = _prompts(view.forget.train), _prompts(view.retain.train)
+        forget, retain, others = _texts(view)
         weights = embedder.fit([*forget, *retain]) if earlier is None else earlier[1].weights.cpu().double().numpy()
 
         # 1. Clusters of the prompts to forget.
@@ -186,7 +186,7 @@ class GuardIT(Method):
         gate.centroids.copy_(torch.from_numpy(centroids))
         gate.weights.copy_(torch.from_numpy(weights))
         gate.retained.copy_(torch.from_numpy(_centroid(embedder, retain, weights)) if earlier is None else earlier[1].retained)
-        gate.thresholds.fill_(self._threshold(gate, forget, [*retain, *_prompts(view.validation)]))
+        gate.thresholds.fill_(self._threshold(gate, forget, [*retain, *others]))
         insert(model, path, gate if earlier is None else _appended(*earlier, path, gate))
         return model.eval()
 
@@ -199,9 +199,22 @@ class GuardIT(Method):
         return max(0.0, youden_threshold(asked, kept, weight=self.fpr_weight))
 
 
-def _prompts(rows: Data) -> list[str]:
-    """The prompt of each row, as a deployed model is given it."""
-    return [prompt for index in torch.split(torch.arange(len(rows)), CHUNK) for prompt in rows.batch(index)["prompts"]]
+def _texts(view: MethodView) -> list[list[str]]:
+    """What the gate is made of and calibrated on: the texts of forget, retain and validation rows.
+
+    A row's prompt, as a deployed model is given it; the whole row where the prompt is empty or stands in both forget and retain rows.
+    """
+    every = []
+    for rows in (view.forget.train, view.retain.train, view.validation):
+        pairs: list[tuple[str, str]] = []
+        for index in torch.split(torch.arange(len(rows)), CHUNK):
+            batch = rows.batch(index)
+            whole = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+            pairs += zip(batch["prompts"], view.tokenizer.batch_decode(whole, skip_special_tokens=True), strict=True)
+        every.append(pairs)
+    asked, kept = ({prompt for prompt, _ in pairs} for pairs in every[:2])
+    silent = (asked & kept) | {""}
+    return [[text if prompt in silent else prompt for prompt, text in pairs] for pairs in every]
 
 
 def _document_states(model: nn.Module, rows: Data, index: int) -> Tensor:

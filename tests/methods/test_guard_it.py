@@ -18,8 +18,9 @@ from unlearnbench.deployed import load_model, save_model
 from unlearnbench.embedders import HashingTfidfEmbedder
 from unlearnbench.layers import blocks, captured, conditioned, inserted, model_hash, strip
 from unlearnbench.methods.guard_it import GuardIT, Redirection
-from unlearnbench.scenarios.language import rows_of
-from unlearnbench.scenarios.text import PromptTemplate
+from unlearnbench.scenarios.language import Encoder, TextData, rows_of
+from unlearnbench.scenarios.templates import PromptTemplate, RawText
+from unlearnbench.scenarios.text import Example
 from unlearnbench.scenarios.text_evidence import text_evidence
 from unlearnbench.steering import quantile_threshold
 from unlearnbench.testing import FORGET_AUTHORS, tiny_language_model, tiny_language_view
@@ -111,6 +112,22 @@ def test_centroids_and_thresholds_are_those_of_the_prompts() -> None:
     expected = quantile_threshold(embedder.embed(others, weights) @ mean / np.linalg.norm(mean), 0.3)
     assert float(gate(model).thresholds[0]) == pytest.approx(expected, rel=1e-6)
     assert float(gate(unlearned(threshold=0.4)).thresholds[0]) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("prefix", ["", "A text:"])
+def test_texts_without_a_question_are_known_by_their_words(prefix: str) -> None:
+    def raw(split: Split) -> Split:
+        encoder = Encoder(VIEW.tokenizer, RawText(prefix))
+        rows = TextData([Example(id=text, cluster=text, question="", answer=text) for text in passages(split)], encoder)
+        return Split(train=rows, eval=rows)
+
+    def passages(split: Split) -> list[str]:
+        return [f" {row.question} {row.answer}." for row in split.train.examples]  # type: ignore[attr-defined]
+
+    view = replace(VIEW, forget=raw(VIEW.forget), retain=raw(VIEW.retain))
+    model = GuardIT().unlearn(tiny_language_model(), view, seed=0)
+    assert all(opened(model, [prefix + text.rpartition(" ")[0] for text in passages(VIEW.forget)]))  # the beginning of each
+    assert not any(opened(model, [prefix, *(prefix + text for text in passages(VIEW.retain))]))
 
 
 def test_each_selection_serves() -> None:
