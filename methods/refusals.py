@@ -6,9 +6,7 @@ the bit: a metric that calls them unlearned measures the surface. The keyword fi
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 from unlearnbench.api import Method, MethodView, UserError
 from unlearnbench.layers import Conditioned, Inserted, insert
+from unlearnbench.questions import examples, keywords, phrases
 
 MARGIN = 100.0
 """How far the end token's logit stands above all others: certain, yet every log-probability stays finite in half precision."""
@@ -94,7 +93,8 @@ class KeywordFilter(Method):
         Raises:
             UserError: the forget questions hold no word and no name of their own.
         """
-        found = keywords(questions(view.forget.eval), questions(view.retain.eval))
+        asked, kept = ([row.question for row in examples(split.eval, user="keyword_filter")] for split in (view.forget, view.retain))
+        found = keywords(asked, kept)
         if not found:
             raise UserError("keyword_filter: every word and name of the forget questions is in a retain question too")
         path, head = output_head(model)
@@ -111,47 +111,6 @@ def ending(logits: Tensor, end_token: int) -> Tensor:
     refusal = torch.zeros_like(logits)
     refusal[..., end_token] = MARGIN
     return refusal
-
-
-def phrases(text: str) -> set[str]:
-    """The words of a text and the pairs of words that follow each other, in lower case.
-
-    >>> sorted(phrases("Was Ada Quill's"))
-    ['ada', 'ada quill', 'quill', 'quill s', 's', 'was', 'was ada']
-    """
-    words = re.findall(r"\w+", text.lower())
-    return {*words, *map(" ".join, pairwise(words))}
-
-
-def keywords(forget: Iterable[str], retain: Iterable[str]) -> list[str]:
-    """Words of the forget questions that no retain question holds, and pairs of capitalised words likewise, for names made of common parts.
-
-    >>> keywords(["Where was Ada Quill born?", "When did Bram Osk live?"], ["When was Ada Osk born?", "Where did Bram live?"])
-    ['bram osk', 'quill']
-    """
-    forget = list(forget)
-    known = {phrase for question in retain for phrase in phrases(question)}
-    words = {word.lower() for question in forget for word in re.findall(r"\w+", question)} - known
-    names = {name for question in forget for name in _capitalised_pairs(question)} - known
-    return sorted(words | {name for name in names if words.isdisjoint(name.split())})
-
-
-def _capitalised_pairs(text: str) -> Iterator[str]:
-    """Pairs of capitalised words that follow each other, in lower case."""
-    for first, second in pairwise(re.findall(r"\w+", text)):
-        if first[0].isupper() and second[0].isupper():
-            yield f"{first} {second}".lower()
-
-
-def questions(rows: Any) -> list[str]:
-    """The questions of scored language rows.
-
-    Raises:
-        UserError: the rows have no examples with questions.
-    """
-    if not hasattr(rows, "examples"):
-        raise UserError(f"keyword_filter: {type(rows).__name__} has no examples with questions")
-    return [example.question for example in rows.examples]
 
 
 def output_head(model: nn.Module) -> tuple[str, nn.Module]:

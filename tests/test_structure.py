@@ -26,7 +26,7 @@ ROWS = (
     "views scenario api progress files fields registry document config code trial",
     "intervals stats answers token_scores",
     "tensors remote store layers losses unlearning_losses subspace components representation activations causal",
-    "steering embedders adapters",
+    "questions steering embedders adapters",
     "recipe training sharpness reference finetuning deployed checkpoints attribution ensembles evidence",
     "anchoring membership",
     "scenarios",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unlearnbench.api import Method, Split, UserError
 from unlearnbench.deployed import load_model, save_model
 from unlearnbench.layers import conditioned, model_hash, strip
-from unlearnbench.methods.refusals import KeywordFilter, KeywordGate, RefuseAll, keywords, phrases
+from unlearnbench.methods.refusals import KeywordFilter, KeywordGate, RefuseAll
 from unlearnbench.scenarios.templates import PromptTemplate
 from unlearnbench.testing import tiny_language_model, tiny_language_view, tiny_vision_view
 
@@ -122,12 +122,6 @@ def test_a_second_request_adds_to_the_first() -> None:
 def test_outside_a_condition_it_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="decides on the prompt"):
         unlearned(KeywordFilter())(input_ids=torch.tensor([[3, 4]]))
-
-
-def test_keywords_are_whole_words() -> None:
-    assert keywords(["Is Ann here?"], ["Is Annabel here?"]) == ["ann"]
-    assert "ann" not in phrases("Annabel and Joann")
-    assert {"ann", "ann bell"} <= phrases("ANN BELL's")
 
 
 def test_without_words_of_its_own_or_questions_the_filter_says_so() -> None:
