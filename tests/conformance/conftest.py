@@ -1,4 +1,4 @@
-"""Where others' numbers and real data are: two folders outside of the project.
+"""Where others' numbers and real data are: folders outside of the project.
 
 A default that is absent skips the tests with a reason; a path that was set and is not there fails them.
 """
@@ -33,3 +33,9 @@ def conformance() -> Path:
 def data_root() -> Path:
     """Real data sets, a folder each."""
     return _folder("UNLEARNBENCH_DATA", SHARED / "data")
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """Others' published raw results."""
+    return _folder("UNLEARNBENCH_REFERENCE", SHARED / "reference")
