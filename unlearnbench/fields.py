@@ -80,7 +80,7 @@ def construct(cls: type[P], name: str, values: Mapping[str, Any]) -> P:
     except pydantic.ValidationError as error:
         errors = error.errors(include_url=False)
         field = str(errors[0]["loc"][0]) if errors[0]["loc"] else ""
-        raise FieldError(name, field, problem(errors, list(_hints(cls)))) from error
+        raise FieldError(name, field, problem(errors, _siblings(adapter, errors[0]["loc"]))) from error
     try:
         return cls(**{field: getattr(checked, field) for field in _hints(cls)})
     except (UserError, ValueError) as error:
@@ -119,9 +119,13 @@ def problem(errors: Sequence[ErrorDetails], known: Iterable[str]) -> str:
     """
     first = errors[0]
     field = str(first["loc"][0]) if first["loc"] else "?"
+    inside = [str(part) for part in first["loc"][1:] if str(part).isidentifier()]
+    if len(first["loc"]) > 2 and inside:
+        # Of a field that is itself a set of fields ("models.scratch.width"); a union of plain types adds one word alone.
+        field = ".".join([field, *inside])
     known = list(known)
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"there is no field {field!r}{did_you_mean(field, known)}; the fields are: {', '.join(known) or 'none'}"
+        return f"there is no field {field!r}{did_you_mean(field.split('.')[-1], known)}; the fields are: {', '.join(known) or 'none'}"
     if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"field {field!r} is missing; it has no default"
     place = field + "".join(f"[{part}]" for part in first["loc"][1:] if isinstance(part, int))
@@ -193,6 +197,17 @@ def _adapter(cls: type[Plugin]) -> pydantic.TypeAdapter[Any]:
         return pydantic.TypeAdapter(twin)
     except pydantic.PydanticUserError as error:
         raise UserError(f"{cls.__name__}: a field has a type that cannot be read from YAML: {one_line(error)}") from error
+
+
+def _siblings(adapter: pydantic.TypeAdapter[Any], place: Sequence[int | str]) -> list[str]:
+    """The fields there are where an error was found: the plugin's, or those of a field that is a set of fields itself."""
+    schema = adapter.json_schema()
+    here = schema
+    for part in place[:-1]:
+        shape = here.get("properties", {}).get(part, {})
+        reference = here.get("discriminator", {}).get("mapping", {}).get(part) or shape.get("$ref")
+        here = schema["$defs"][reference.rsplit("/", 1)[1]] if reference else shape
+    return list(here.get("properties", {}))
 
 
 def _type_text(hint: Any) -> str:

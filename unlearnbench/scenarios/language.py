@@ -129,4 +129,4 @@ def rows_of(data: TextData, rewrite: Callable[[Example], Example] | None = None)
         answers["paraphrased_answer"] = tuple((template.answer_text(row.paraphrased_answer),) for row in examples)
     if all(row.perturbed_answer for row in examples):
         answers["perturbed_answer"] = tuple(tuple(map(template.answer_text, row.perturbed_answer)) for row in examples)
-    return Rows(ids=data.ids, clusters=data.clusters, prompts=prompts, answers=answers)
+    return Rows(ids=data.ids, clusters=data.clusters, prompts=prompts, answers=answers, ends=data.encoder.ends)

@@ -26,8 +26,8 @@ class LanguageScenario(Scenario):
 
     modality: ClassVar[Modality] = "language"
     task: ClassVar[Task] = "generate"
-    max_new_tokens: ClassVar[int]
-    """Bound of a generation, where a split sets none of its own."""
+    max_new_tokens: ClassVar[int] = 200
+    """Bound of a generation, where a split sets none of its own; TOFU's."""
 
     # -------------------------------------------------------------------------------------------------------- what a subclass says
 
@@ -107,9 +107,13 @@ class LanguageScenario(Scenario):
 
     def train(self, plans: Sequence[Plan], seeds: Sequence[int]) -> list[nn.Module]:
         """See `Scenario.train`."""
-        return [self.train_one(self.build(seed), plan, seed) for plan, seed in zip(plans, seeds, strict=True)]
+        return [self.train_one(plan, seed) for plan, seed in zip(plans, seeds, strict=True)]
 
-    def train_one(self, model: nn.Module, plan: Plan, seed: int) -> nn.Module:
+    def train_one(self, plan: Plan, seed: int) -> nn.Module:
+        """A trained model."""
+        return self.fitted(self.build(seed), plan, seed)
+
+    def fitted(self, model: nn.Module, plan: Plan, seed: int) -> nn.Module:
         """Train a model in place by the recipe and give it back."""
         data = self.trained_on(plan).train
         fit(
@@ -126,8 +130,15 @@ class LanguageScenario(Scenario):
     # ------------------------------------------------------------------------------------------------------------------ evidence
 
     def rows(self, name: str, data: TextData, rewrite: Callable[[Any], Any] | None) -> Rows:
-        """The rows of a split as the evidence pass wants them."""
-        return rows_of(data, rewrite)
+        """The rows of a split as the evidence pass wants them, checked to fit the model's context.
+
+        Raises:
+            UserError: a prompt or an answer has no tokens, or both together have too many.
+        """
+        rows = rows_of(data, rewrite)
+        for prompt, answers in zip(rows.prompts["question"], rows.answers["answer"], strict=True):
+            data.encoder.pair(prompt, answers[0])
+        return rows
 
     def evidence(
         self,
