@@ -10,31 +10,21 @@ without warm-up; optimizer and weight decay are those of the original's training
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
 from torch import Tensor, nn
 
-from unlearnbench.api import MethodView
-from unlearnbench.finetuning import Pair, TrainedMethod, paired
+from unlearnbench.api import Batch, MethodView
+from unlearnbench.finetuning import RetainedMethod
 
 
-class GradDiff(TrainedMethod):
-    """Minimise retain_weight * L(retain) - forget_weight * L(forget). Epochs pass over the forget rows."""
+class GradDiff(RetainedMethod):
+    """Minimise retain_weight * L(retain) - forget_weight * L(forget). With forget weight 0 it is fine-tuning on the retain rows."""
 
     paper = "arXiv:2401.06121"
 
-    forget_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    """Weight of the ascent; 0 is fine-tuning on the retain rows."""
-    retain_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    """Weight of the descent."""
-
     def unlearn(self, model: nn.Module, view: MethodView, *, seed: int) -> nn.Module:
         """See `Method.unlearn`."""
-        forget, retain = view.forget.train, view.retain.train
 
-        def loss(model: nn.Module, pair: Pair) -> Tensor:
-            ascent = view.loss(model, pair.forget).mean()
-            return self.retain_weight * view.loss(model, pair.retain).mean() - self.forget_weight * ascent
+        def ascent(model: nn.Module, batch: Batch) -> Tensor:
+            return -view.loss(model, batch)
 
-        return self.descend(model, view, loss, paired(forget, retain, self.batch_size, seed=seed), n=len(forget), seed=seed)
+        return self.balance(model, view, ascent, seed=seed)

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unlearnbench.adapters import attach, merged
-from unlearnbench.api import Batch, Data, Method, View
+from unlearnbench.api import Batch, Data, Method, MethodView, View
 from unlearnbench.training import Recipe, batches, fit, rows
 
 T = TypeVar("T")
@@ -146,6 +146,50 @@ class TrainedMethod(Method):
         total, label = self.epochs * per_epoch, type(self).__name__
         fit(model, loss, steps, self.recipe(view), seed=seed, total_steps=total, parameters=parameters, weigh=_rows, label=label)
         return model.eval()
+
+
+class RetainedMethod(TrainedMethod):
+    """Base of methods that minimise forget_weight * L_forget + retain_weight * L_retain. Epochs pass over the forget rows."""
+
+    forget_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Weight of the forget term."""
+    retain_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Weight of the retain term; at 0 retain rows are not read."""
+
+    def balance(
+        self,
+        model: nn.Module,
+        view: MethodView,
+        forget_loss: Callable[[nn.Module, Batch], Tensor],
+        retain_loss: Callable[[nn.Module, Batch], Tensor] | None = None,
+        *,
+        seed: int,
+    ) -> nn.Module:
+        """`descend` the weighted sum.
+
+        Args:
+            model: trained in place.
+            view: gives the rows and the original's recipe.
+            forget_loss: of each row of a batch [B].
+            retain_loss: the same for retain rows; by default the view's loss.
+            seed: seeds the order of the rows and what is random in the forward pass.
+
+        Raises:
+            DivergedError: a loss or a weight is not finite.
+        """
+        forget, size = view.forget.train, self.batch_size
+        if self.retain_weight == 0:
+
+            def alone(model: nn.Module, batch: Batch) -> Tensor:
+                return self.forget_weight * forget_loss(model, batch).mean()
+
+            return self.descend(model, view, alone, shuffled(forget, size, seed=seed), n=len(forget), seed=seed)
+        kept = retain_loss or view.loss
+
+        def both(model: nn.Module, pair: Pair) -> Tensor:
+            return self.forget_weight * forget_loss(model, pair.forget).mean() + self.retain_weight * kept(model, pair.retain).mean()
+
+        return self.descend(model, view, both, paired(forget, view.retain.train, size, seed=seed), n=len(forget), seed=seed)
 
 
 def _rows(batch: Any) -> int:
