@@ -121,6 +121,23 @@ def test_the_same_request_again_changes_nothing() -> None:
     assert model_hash(MRP(**SETTINGS).unlearn(copy.deepcopy(both), VIEW, seed=5)) == model_hash(both)
 
 
+def test_a_request_whose_rows_are_removed_already_adds_none() -> None:
+    settings: dict[str, Any] = {"init": "random", "lr": 1e-30}
+    model = MRP(**settings).unlearn(llama(), VIEW, seed=0)
+    before = [module.rows.clone() for module in projections(model)]
+    MRP(**settings).unlearn(model, other_request(), seed=0)
+    for module, rows in zip(projections(model), before, strict=True):
+        assert torch.equal(module.rows, rows)
+        assert len(module.requests) == 2
+
+
+def test_a_request_may_be_served_behind_the_mlp_after_one_behind_the_layer() -> None:
+    model = MRP(placement="mlp_out", **SETTINGS).unlearn(copy.deepcopy(served()), other_request(), seed=0)
+    paths = [path for path, _ in inserted(model)]
+    assert paths == [f"model.layers.{number}{rest}" for number in LAYERS for rest in ("", ".inner.mlp")]
+    assert model_hash(strip(model)) == model_hash(llama())
+
+
 # ----------------------------------------------------------------------------------------------------------------------- attacks
 
 

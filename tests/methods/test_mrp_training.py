@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from projected import LAYERS, SETTINGS, VIEW, WIDTH, llama, matrix, other_request, projections, served
+from projected import LAYERS, SETTINGS, VIEW, WIDTH, llama, matrix, other_request, projections, served, watched
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -83,7 +83,8 @@ def plain(method: MRP, model: nn.Module, old: Sequence[Tensor], first: Sequence[
     def hook(number: int) -> Callable[..., Tensor]:
         def project(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
             q = torch.linalg.qr(torch.cat([old[number], rows[number]]).mT).Q
-            return output - output @ (q @ q.mT)
+            left: Tensor = output - output @ (q @ q.mT)
+            return left
 
         return project
 
@@ -149,14 +150,24 @@ def test_rows_are_float32_around_a_model_of_fewer_bits_and_in_mixed_precision() 
         for module in projections(model):
             assert module.rows.dtype == torch.float32
             np.testing.assert_allclose(module.rows @ module.rows.mT, np.eye(2), atol=1e-6)
+    # Bits of the training were mixed, those of the rows were not.
+    single = MRP(**SETTINGS).unlearn(llama().float(), VIEW, seed=0)
+    assert (projections(mixed)[0].rows - projections(single)[0].rows).abs().max() > 1e-6
     moved = projections(low)[0].rows - projections(MRP(**{**SETTINGS, "lr": 1e-30}).unlearn(llama().bfloat16(), VIEW, seed=0))[0].rows
     assert moved.abs().max() > 1e-3
 
 
 def test_recomputing_activations_changes_nothing() -> None:
-    model = MRP(**SETTINGS).unlearn(llama(), in_training(VIEW, checkpointing=True), seed=0)
-    for module, expected in zip(projections(model), projections(served()), strict=True):
-        torch.testing.assert_close(module.rows, expected.rows, rtol=0, atol=1e-12)
+    passes = []
+    for checkpointing in (False, True):
+        model = llama()
+        # Between the two projections: layer 2 is recomputed from what layer 1 gave.
+        with watched([blocks(model)[2][1].mlp]) as calls:  # type: ignore[list-item]
+            MRP(**SETTINGS).unlearn(model, in_training(VIEW, checkpointing=checkpointing), seed=0)
+        passes.append(len(calls))
+        for module, expected in zip(projections(model), projections(served()), strict=True):
+            torch.testing.assert_close(module.rows, expected.rows, rtol=0, atol=1e-12)
+    assert passes[1] > passes[0]
 
 
 # -------------------------------------------------------------------------------------------------------------- a planted plane
