@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 from mutants import Mutant, mutants
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE = ("losses", "stats", "intervals", "answers", "token_scores")
+CORE = ("losses", "stats", "intervals", "answers", "token_scores", "anchoring", "membership")
 SURVIVED, BY_TEST, BY_DOCTEST, BY_IMPORT = 0, 1, 3, 4
 
 _STATS, _INTERVALS, _TOFU = "unlearnbench/stats.py", "unlearnbench/intervals.py", "metrics/tofu.py"
@@ -40,6 +40,8 @@ _FILLER = "a place holder, overwritten for every p-value"
 _UNIT = "the unit of values that are all 0: any will do"
 _NO_ERROR = "the degrees of freedom where the error is 0 are multiplied by it"
 _ONE_FORM = "answers and paraphrases have one form"
+_SAME_NAMES = "all members have the same names, and the test's pools have two"
+_MEMBERSHIP = "unlearnbench/membership.py"
 _SYMMETRIC = "a Gram matrix is symmetric"
 EQUIVALENT = {
     f"{_STATS} tpr_supported: upper <= 3 * fpr -> upper < 3 * fpr": "an incomplete beta quantile never is 3 times its parameter exactly",
@@ -55,9 +57,14 @@ EQUIVALENT = {
     f"{_INTERVALS} _working_variances: variances.any -> variances.all": "x + y / size: all are 0 or none is",
     "unlearnbench/answers.py rouge_l: strict=True -> strict=False": "the lengths were compared before",
     f"{_TOFU} Probability.measure: evidence.nll(self._need())[0] -> evidence.nll(self._need())[-1]": _ONE_FORM,
-    f"{_TOFU} TruthRatioTrueBetter.measure: paraphrased[0] -> paraphrased[-1]": _ONE_FORM,
-    f"{_TOFU} ModelUtility.measure: evidence.nll(answer)[0] -> evidence.nll(answer)[-1]": _ONE_FORM,
-    f"{_TOFU} ModelUtility.measure: evidence.nll(right)[0] -> evidence.nll(right)[-1]": _ONE_FORM,
+    f"{_TOFU} _AgainstWrong.measure: right[0] -> right[-1]": _ONE_FORM,
+    "metrics/utility.py _UtilityParts._parts: evidence.nll(answer)[0] -> evidence.nll(answer)[-1]": _ONE_FORM,
+    "metrics/utility.py _UtilityParts._parts: evidence.nll(right)[0] -> evidence.nll(right)[-1]": _ONE_FORM,
+    "metrics/utility.py UtilityScore._useful: np.mean -> np.sum": "it is divided by the oracle's over as many rows",
+    f"{_MEMBERSHIP} loss_scores: evidence.nll(tokens_of(split))[0] -> evidence.nll(tokens_of(split))[-1]": _ONE_FORM,
+    f"{_MEMBERSHIP} zlib_scores: evidence.nll(tokens_of(split))[0] -> evidence.nll(tokens_of(split))[-1]": _ONE_FORM,
+    "unlearnbench/anchoring.py pooled: found[0] -> found[1]": _SAME_NAMES,
+    "unlearnbench/anchoring.py pooled: found[0] -> found[-1]": _SAME_NAMES,
     "metrics/unbiased_cka.py hsic_1: axis=0 -> axis=1": _SYMMETRIC,
     "metrics/unbiased_cka.py hsic_1: axis=0 -> axis=-1": _SYMMETRIC,
     "metrics/unbiased_cka.py hsic_1: axis=0 -> axis=1 [2]": _SYMMETRIC,
