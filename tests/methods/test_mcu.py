@@ -15,10 +15,12 @@ from unlearnbench.activations import run_through
 from unlearnbench.api import Batch, MethodView, UserError
 from unlearnbench.components import components
 from unlearnbench.layers import blocks, model_hash
-from unlearnbench.methods.mcu import MCU, MCUWithCIR
+from unlearnbench.methods import mcu
+from unlearnbench.methods.mcu import MCU, MCUWithCIR, Run
 from unlearnbench.progress import passes, progress
 from unlearnbench.representation import control_vector
-from unlearnbench.testing import in_training, tiny_language_model, tiny_language_view
+from unlearnbench.scenarios.tiny_lm import build_model
+from unlearnbench.testing import in_training, tiny_language_model, tiny_language_view, tiny_tokenizer
 from unlearnbench.training import DivergedError, batches
 
 VIEW = tiny_language_view()
@@ -112,6 +114,16 @@ def test_the_path_equals_a_plain_loop(loss: str, changes: dict[str, object]) -> 
         torch.testing.assert_close(found[name], weight, rtol=1e-7, atol=1e-9, msg=name)
 
 
+def test_depths_say_what_is_read_and_what_is_trained() -> None:
+    model = build_model(len(tiny_tokenizer()), seed=0, hidden_size=16, n_layers=8, n_heads=2, mlp_size=32).double().eval()
+    found = [block for _, block in blocks(model)]
+    for loss, expected in (("mlp_breaking", [found[i].mlp for i in (2, 3, 4, 5)]), ("rmu", [found[4]])):
+        run = Run(MCU(loss=loss, first_depth=0.25, last_depth=0.75), model, VIEW, 0)  # type: ignore[arg-type]
+        assert list(run.sites) == expected
+        assert run.last is found[5]
+        assert run.linears == [layer for block in found[:6] for layer in (block.mlp.gate_proj, block.mlp.up_proj, block.mlp.down_proj)]
+
+
 def test_components_are_capped_at_a_quarter_of_the_width() -> None:
     capped = unlearned(MCU(**(STEPS | {"components": 9})))
     assert distance(capped, unlearned(MCU(**(STEPS | {"components": 4})))) == 0
@@ -141,14 +153,14 @@ def test_the_first_epoch_of_cir_leaves_all_weights_alone() -> None:
 def tokens_of_linears(model: nn.Module, method: MCU) -> list[tuple[Tensor, Tensor]]:
     """Inputs [N, in] of the three layers, and the loss's gradients at their outputs [N, out], without each row's first and last token."""
     batch = VIEW.forget.train.batch(next(batches(len(VIEW.forget.train), 99, seed=0, epoch=0)))
-    block = blocks(model)[0][1]
-    mlp, *linears = run_through(model, batch, [block.mlp, block.mlp.gate_proj, block.mlp.up_proj, block.mlp.down_proj], until=block)
     attended = batch["attention_mask"].bool().clone()
     attended[:, 0] = False
-    now = mlp.output[attended]
-    off = projector(now, method.components)
-    then = now.detach() @ off
-    loss = functional.relu((now @ off * then).sum(1)).mean() / then.norm(dim=1).mean().square()
+    original = streams(tiny_language_model(), batch)[0][attended].detach()
+    off = projector(original, method.components)
+    block = blocks(model)[0][1]
+    through, *linears = run_through(model, batch, [block.mlp, block.mlp.gate_proj, block.mlp.up_proj, block.mlp.down_proj], until=block)
+    then = original @ off
+    loss = functional.relu((through.output[attended] @ off * then).sum(1)).mean() / then.norm(dim=1).mean().square()
     gradients = torch.autograd.grad(loss, [linear.output for linear in linears])
     for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
         attended[row, length - 1] = False
@@ -156,27 +168,24 @@ def tokens_of_linears(model: nn.Module, method: MCU) -> list[tuple[Tensor, Tenso
 
 
 @pytest.mark.parametrize(("into", "out"), [(0, 0), (3, 2), (4, 0)])
-def test_a_step_of_cir_is_the_gradient_between_two_projectors(into: int, out: int) -> None:
-    method = MCUWithCIR(
-        epochs=2,
-        batch_size=99,
-        update_norm=0.4,
-        retain_rate=0.0,
-        components=2,
-        loss_budget=1e9,
-        input_components=into,
-        gradient_components=out,
-    )
+def test_steps_of_cir_are_gradients_between_two_projectors_of_the_epoch_before(into: int, out: int) -> None:
+    common = {"batch_size": 99, "update_norm": 0.4, "retain_rate": 0.0, "components": 2, "loss_budget": 1e9}
     model = tiny_language_model()
-    pairs = tokens_of_linears(model, method)
-    found = unlearned(method)
-    expected = [projector(given, out) @ given.mT @ inputs @ projector(inputs, into) for inputs, given in pairs]
-    length = torch.cat([gradient.flatten() for gradient in expected]).norm()
-    for name, gradient, (inputs, given) in zip(WEIGHTS, expected, pairs, strict=True):
-        change = found[name] - model.state_dict()[name]
-        torch.testing.assert_close(change, -0.4 / length * gradient, rtol=1e-6, atol=1e-9)
-        assert float((change @ components(inputs, into).mT).abs().sum()) < 1e-8
-        assert float((components(given, out) / given.norm() @ change).abs().sum()) < 1e-8
+    seen = tokens_of_linears(model, MCU(**common))  # of the first epoch, which changes nothing
+    for epochs in (2, 3, 4):
+        method = MCUWithCIR(epochs=epochs, input_components=into, gradient_components=out, **common)
+        found = unlearned(method)
+        now = tokens_of_linears(model, method)
+        off = [(projector(inputs, into), projector(given, out)) for inputs, given in seen]
+        expected = [side @ given.mT @ inputs @ front for (inputs, given), (front, side) in zip(now, off, strict=True)]
+        length = torch.cat([gradient.flatten() for gradient in expected]).norm()
+        for name, gradient, (inputs, given) in zip(WEIGHTS, expected, seen, strict=True):
+            change = found[name] - model.state_dict()[name]
+            torch.testing.assert_close(change, -0.4 / length * gradient, rtol=1e-6, atol=1e-8)
+            assert float((change @ components(inputs, into).mT).abs().sum()) < 1e-7
+            assert float((components(given, out) / given.norm() @ change).abs().sum()) < 1e-7
+        model.load_state_dict(found)
+        seen = now
 
 
 def test_outputs_change_less_along_their_dominant_components_with_mcu() -> None:
@@ -226,8 +235,16 @@ def test_training_stops_after_the_epoch_that_exceeds_the_budget(budget: float, e
 
 def test_the_epoch_that_only_collects_spends_no_budget() -> None:
     loss, asked = rising(0.1)
-    unlearned(MCUWithCIR(**(STEPS | {"retain_batch_size": 99, "loss_budget": 1.01, "epochs": 5})), replace(VIEW, loss=loss))
+    found = unlearned(MCUWithCIR(**(STEPS | {"retain_batch_size": 99, "loss_budget": 1.01, "epochs": 5})), replace(VIEW, loss=loss))
     assert len(asked) == 2
+    assert distance(found, tiny_language_model().state_dict()) > 0.1
+
+
+def test_the_budget_is_judged_by_a_few_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcu, "JUDGED", 2)
+    loss, asked = rising(0.0)
+    unlearned(MCU(**(STEPS | {"retain_batch_size": 3, "epochs": 1})), replace(VIEW, loss=loss))
+    assert asked == [3, 3] * 2
 
 
 def test_where_nothing_is_left_to_break_nothing_is_changed() -> None:
