@@ -125,9 +125,9 @@ def test_one_token_answers_without_an_end_have_no_features() -> None:
 HIDDEN = Letters().encode("r")[0]
 
 
-def paired(prompt: str, answer: str) -> tuple[list[int], int]:
+def paired(prompt: str, answer: str, ends: bool) -> tuple[list[int], int]:
     """Prompt and answer with a border that moves: a comma between them belongs to the prompt."""
-    return Letters().encode(f"{prompt},{answer}"), len(prompt) + 1
+    return Letters().encode(f"{prompt},{answer}{'.' * ends}"), len(prompt) + 1
 
 
 @pytest.mark.parametrize("needs", [[TOKENS], [TOKENS, SEVERAL]])
@@ -138,7 +138,7 @@ def test_pairs_encoded_together_with_hidden_tokens(needs: list[Need]) -> None:
     for need in needs:
         for i, pairs in enumerate(FORGET.pairs(need)):
             for number, (prompt, answer) in enumerate(pairs):
-                ids, length = paired(prompt, answer)
+                ids, length = paired(prompt, answer, True)
                 row = torch.tensor([ids])
                 with torch.no_grad():
                     logits = model(row, attention_mask=(row != HIDDEN).long(), position_ids=torch.arange(len(ids))[None]).logits[0]
@@ -181,4 +181,4 @@ def test_a_decoding_of_ones_own() -> None:
 
 def test_a_pair_without_answer_tokens_is_refused() -> None:
     with pytest.raises(UserError, match="the answer 'a man' has no tokens"):
-        run(build(), SPLITS, [TOKENS], conventions=Conventions(encode_pair=lambda prompt, answer: ([3, 4], 2)))
+        run(build(), SPLITS, [TOKENS], conventions=Conventions(encode_pair=lambda prompt, answer, ends: ([3, 4], 2)))

@@ -7,7 +7,7 @@ Batches are made in `text_jobs` and run in `text_forward`; the file knows no dat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from unlearnbench import layers
-from unlearnbench.api import Need, UserError
+from unlearnbench.api import Intervention, Need, UserError
 from unlearnbench.evidence import Evidence, Tokens
 from unlearnbench.scenarios.text_forward import Forward
 from unlearnbench.scenarios.text_jobs import Answer, Generation, Job, Outcome, Pair, Prompt, Scores, generation_jobs, scoring_jobs
 
-__all__ = ["Conventions", "Encode", "Generation", "Rows", "text_evidence"]
+__all__ = ["Conventions", "Encode", "Generation", "Rows", "TextPass", "forward_of", "text_evidence"]
 
 Encode = Callable[[str], Sequence[int]]
+EncodePair = Callable[[str, str, bool], tuple[Sequence[int], int]]
 Texts = tuple[str, str]
 """A prompt's and an answer's."""
 
@@ -35,15 +36,15 @@ class Conventions:
     """Where a caller departs from how texts become sequences and sequences texts.
 
     Attributes:
-        encode_pair: prompt and answer text -> ids of both together and how many of them are the prompt's, taken as they are (no end
-            token is added); None to encode them apart.
+        encode_pair: prompt text, answer text and `Rows.ends` -> ids of both together and how many of them are the prompt's, taken as
+            they are (no end token is added); None to encode them apart.
         hidden: ids of tokens that attention does not see. Teacher forcing counts them in positions, generation does not.
         ends: ids that end a generation; empty for the tokenizer's end token.
         repetition_penalty: of generation.
         decode: ids of a generation -> text; None for the tokenizer's, without special tokens.
     """
 
-    encode_pair: Callable[[str, str], tuple[Sequence[int], int]] | None = None
+    encode_pair: EncodePair | None = None
     hidden: tuple[int, ...] = ()
     ends: tuple[int, ...] = ()
     repetition_penalty: float = 1.0
@@ -133,46 +134,48 @@ def text_evidence(
     Raises:
         UserError: a split, question, answer or block that is not there, a text without tokens, a tokenizer without end token.
     """
-    unknown = sorted({need.split for need in needs} - set(splits))
-    if unknown:
-        raise UserError(f"no rows given for split {unknown[0]!r}; given: {', '.join(sorted(splits))}")
-    if any(need.what == "logits" for need in needs):
-        raise UserError("logits are class scores of a classifier; a language scenario gives: " + ", ".join(_GIVEN))
-    if tokenizer.eos_token_id is None:
-        raise UserError("the tokenizer has no end token (eos_token), which ends every answer")
-
-    texts = _Texts(encode_prompt, encode_answer, conventions.encode_pair, tokenizer.eos_token_id)
-    decode = conventions.decode or (lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)))
-    rows = {need: splits[need.split].pairs(need) for need in sorted(needs, key=repr)}
-    prompts = sorted({prompt for several in rows.values() for pairs in several for prompt, _ in pairs})
-    made = _Made(splits, texts, decode, max_new_tokens)
+    made = TextPass(
+        tokenizer,
+        splits,
+        needs,
+        encode_prompt=encode_prompt,
+        encode_answer=encode_answer,
+        max_new_tokens=max_new_tokens,
+        conventions=conventions,
+    )
     with layers.evaluating(model):
-        with torch.no_grad():
-            conditions = layers.condition(model, prompts)
-        forward = Forward(
-            model=model,
-            conditions=conditions,
-            places={prompt: place for place, prompt in enumerate(prompts)},
-            ends=conventions.ends or (tokenizer.eos_token_id,),
-            pad=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-            decode=decode,
-            hidden=conventions.hidden,
-            repetition_penalty=conventions.repetition_penalty,
-        )
+        forward = forward_of(model, tokenizer, made.prompts, conventions)
         # In the order of first appearance, which is sorted; a set's order would differ from process to process.
-        for intervention in dict.fromkeys(need.intervention for need in rows):
-            group = {need: pairs for need, pairs in rows.items() if need.intervention == intervention}
+        for intervention in dict.fromkeys(need.intervention for need in made.rows):
             outcome = Outcome({}, {}, {})
             with nullcontext() if intervention is None else intervention.applied(model):
-                for job in made.jobs(group, batch_tokens, generation_tokens or batch_tokens):
+                for job in made.jobs(batch_tokens, generation_tokens or batch_tokens, intervention):
                     outcome.add(forward.run(job))
-            for need, pairs in group.items():
-                made.take(need, pairs, outcome)
+            made.take(outcome, intervention)
     return made.evidence
 
 
+def forward_of(model: nn.Module, tokenizer: Any, prompts: Sequence[str], conventions: Conventions) -> Forward:
+    """A model in eval mode, ready for the jobs of a pass over these prompts."""
+    with torch.no_grad():
+        conditions = layers.condition(model, prompts)
+    return Forward(
+        model=model,
+        conditions=conditions,
+        places={prompt: place for place, prompt in enumerate(prompts)},
+        ends=conventions.ends or (tokenizer.eos_token_id,),
+        pad=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        decode=conventions.decode or _plain_text(tokenizer),
+        hidden=conventions.hidden,
+        repetition_penalty=conventions.repetition_penalty,
+    )
+
+
+def _plain_text(tokenizer: Any) -> Callable[[Sequence[int]], str]:
+    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
 _GIVEN = ("tokens", "generation", "text", "gradient_norm", "features")
-Group = Mapping[Need, Sequence[tuple[Texts, ...]]]
 
 
 @dataclass(frozen=True)
@@ -181,11 +184,11 @@ class _Texts:
 
     encode_prompt: Encode
     encode_answer: Encode
-    encode_pair: Callable[[str, str], tuple[Sequence[int], int]] | None
+    encode_pair: EncodePair | None
     end: int
     prompts: dict[str, Prompt] = field(default_factory=dict)
     answers: dict[tuple[str, bool], Answer] = field(default_factory=dict)
-    joint: dict[Texts, Pair] = field(default_factory=dict)
+    joint: dict[tuple[str, str, bool], Pair] = field(default_factory=dict)
 
     def prompt(self, text: str) -> Prompt:
         if text not in self.prompts:
@@ -204,12 +207,12 @@ class _Texts:
     def pair(self, prompt: str, answer: str, ends: bool) -> Pair:
         if self.encode_pair is None:
             return self.prompt(prompt), self.answer(answer, ends)
-        if (prompt, answer) not in self.joint:
-            ids, length = self.encode_pair(prompt, answer)
+        if (prompt, answer, ends) not in self.joint:
+            ids, length = self.encode_pair(prompt, answer, ends)
             if length >= len(ids):
                 raise UserError(f"the answer {answer!r} has no tokens: there is nothing to score")
-            self.joint[prompt, answer] = _prompt(prompt, tuple(ids[:length])), Answer(answer, tuple(ids[length:]))
-        return self.joint[prompt, answer]
+            self.joint[prompt, answer, ends] = _prompt(prompt, tuple(ids[:length])), Answer(answer, tuple(ids[length:]))
+        return self.joint[prompt, answer, ends]
 
 
 def _prompt(text: str, ids: tuple[int, ...]) -> Prompt:
@@ -218,80 +221,105 @@ def _prompt(text: str, ids: tuple[int, ...]) -> Prompt:
     return Prompt(text, ids)
 
 
-@dataclass(frozen=True)
-class _Made:
-    """Evidence in the making: needs to batches, and their outcome back to rows."""
+class TextPass:
+    """One pass in the making: needs to batches, which may be run anywhere, and their outcome back to rows.
 
-    splits: Mapping[str, Rows]
-    texts: _Texts
-    decode: Callable[[Sequence[int]], str]
-    max_new_tokens: int
-    token_stats: dict[Need, tuple[Tokens, ...]] = field(default_factory=dict)
-    generations: dict[Need, tuple[str, ...]] = field(default_factory=dict)
-    references: dict[Need, tuple[str, ...]] = field(default_factory=dict)
-    arrays: dict[Need, NDArray[np.floating[Any]]] = field(default_factory=dict)
+    Attributes:
+        rows: need -> the (prompt, answer) texts of each row, in an order that depends on the needs alone.
+        prompts: all prompt texts, sorted.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        splits: Mapping[str, Rows],
+        needs: frozenset[Need],
+        *,
+        encode_prompt: Encode,
+        encode_answer: Encode,
+        max_new_tokens: int,
+        conventions: Conventions,
+    ) -> None:
+        """See `text_evidence`."""
+        unknown = sorted({need.split for need in needs} - set(splits))
+        if unknown:
+            raise UserError(f"no rows given for split {unknown[0]!r}; given: {', '.join(sorted(splits))}")
+        if any(need.what == "logits" for need in needs):
+            raise UserError("logits are class scores of a classifier; a language scenario gives: " + ", ".join(_GIVEN))
+        if tokenizer.eos_token_id is None:
+            raise UserError("the tokenizer has no end token (eos_token), which ends every answer")
+        self._splits, self._max_new_tokens = splits, max_new_tokens
+        self._texts = _Texts(encode_prompt, encode_answer, conventions.encode_pair, tokenizer.eos_token_id)
+        self._decode = conventions.decode or _plain_text(tokenizer)
+        self.rows = {need: splits[need.split].pairs(need) for need in sorted(needs, key=repr)}
+        self.prompts = sorted({prompt for several in self.rows.values() for pairs in several for prompt, _ in pairs})
+        self._token_stats: dict[Need, tuple[Tokens, ...]] = {}
+        self._generations: dict[Need, tuple[str, ...]] = {}
+        self._references: dict[Need, tuple[str, ...]] = {}
+        self._arrays: dict[Need, NDArray[np.floating[Any]]] = {}
 
     @property
     def evidence(self) -> Evidence:
+        """What was taken so far."""
         return Evidence(
-            ids={name: split.ids for name, split in self.splits.items()},
-            clusters={name: split.clusters for name, split in self.splits.items()},
-            token_stats=self.token_stats,
-            texts=self.generations,
-            references=self.references,
-            arrays=self.arrays,
+            ids={name: split.ids for name, split in self._splits.items()},
+            clusters={name: split.clusters for name, split in self._splits.items()},
+            token_stats=self._token_stats,
+            texts=self._generations,
+            references=self._references,
+            arrays=self._arrays,
         )
 
-    def jobs(self, group: Group, batch_tokens: int, generation_tokens: int) -> Iterable[Job]:
-        """Batches of the unique sequences of needs that share a pass, in an order that depends on them alone."""
+    def jobs(self, batch_tokens: int, generation_tokens: int, intervention: Intervention | None = None) -> Iterator[Job]:
+        """Batches of the unique sequences of needs that share an intervention, in an order that depends on them alone."""
+        group = [need for need in self.rows if need.intervention == intervention]
         asked: dict[Prompt, list[Answer]] = {}
-        for prompt, answer in sorted(self._wanted(group, "tokens", "features")):
+        for prompt, answer in sorted(self._wanted(need for need in group if need.what in ("tokens", "features"))):
             asked.setdefault(prompt, []).append(answer)
         features = sorted({need.layer for need in group if need.what == "features"})
         if features and any(len(answer.ids) < 2 for answers in asked.values() for answer in answers):
             raise UserError("an answer of one token has no features: they are read where an answer's tokens but its last are")
-        moments = self._wanted({need: pairs for need, pairs in group.items() if need.moments}, "tokens")
+        moments = self._wanted(need for need in group if need.what == "tokens" and need.moments)
         yield from scoring_jobs(asked, moments=moments, features=features, budget=batch_tokens)
-        for pair in sorted(self._wanted(group, "gradient_norm")):
+        for pair in sorted(self._wanted(need for need in group if need.what == "gradient_norm")):
             yield Job(prompts=((pair[0], (pair[1],)),), gradient=True)
         queues: dict[Generation, set[Prompt]] = {}
-        for need, pairs in group.items():
+        for need in group:
             if need.what == "generation":
-                queues.setdefault(self._generation(need), set()).update(self.texts.prompt(row[0][0]) for row in pairs)
+                queues.setdefault(self._generation(need), set()).update(self._texts.prompt(row[0][0]) for row in self.rows[need])
         for generation, prompts in queues.items():
             yield from generation_jobs(sorted(prompts), generation, budget=generation_tokens)
 
-    def take(self, need: Need, pairs: Sequence[tuple[Texts, ...]], outcome: Outcome) -> None:
-        """Give a need's rows what is theirs of an outcome."""
+    def take(self, outcome: Outcome, intervention: Intervention | None = None) -> None:
+        """Give every row what is its of the outcome of `jobs`."""
+        for need, rows in self.rows.items():
+            if need.intervention == intervention:
+                self._take(need, rows, outcome)
+
+    def _take(self, need: Need, rows: Sequence[tuple[Texts, ...]], outcome: Outcome) -> None:
         if need.what == "generation":
             generation = self._generation(need)
-            ids = [outcome.continued[self.texts.prompt(row[0][0]), generation] for row in pairs]
-            self.generations[need] = tuple(_cut(self.decode(new), generation.stop).strip() for new in ids)
+            ids = [outcome.continued[self._texts.prompt(row[0][0]), generation] for row in rows]
+            self._generations[need] = tuple(_cut(self._decode(new), generation.stop).strip() for new in ids)
         if need.what in ("generation", "text"):
-            self.references[need] = tuple(row[0][1].strip() for row in pairs)
+            self._references[need] = tuple(row[0][1].strip() for row in rows)
             return
-        ends = self.splits[need.split].ends
+        ends = self._splits[need.split].ends
         if need.what == "gradient_norm":
-            self.arrays[need] = np.array([[outcome.norms[self.texts.pair(*row[0], ends)]] for row in pairs])
+            self._arrays[need] = np.array([[outcome.norms[self._texts.pair(*row[0], ends)]] for row in rows])
             return
-        scores = [[outcome.scores[self.texts.pair(*texts, ends)] for texts in row] for row in pairs]
+        scores = [[outcome.scores[self._texts.pair(*texts, ends)] for texts in row] for row in rows]
         if need.what == "features":
-            self.arrays[need] = np.stack([row[0].features[need.layer] for row in scores])
+            self._arrays[need] = np.stack([row[0].features[need.layer] for row in scores])
         else:
-            self.token_stats[need] = tuple(_tokens(answers, moments=need.moments) for answers in zip(*scores, strict=True))
+            self._token_stats[need] = tuple(_tokens(answers, moments=need.moments) for answers in zip(*scores, strict=True))
 
-    def _wanted(self, group: Group, *whats: str) -> set[Pair]:
-        return {
-            self.texts.pair(*texts, self.splits[need.split].ends)
-            for need, pairs in group.items()
-            if need.what in whats
-            for row in pairs
-            for texts in row
-        }
+    def _wanted(self, needs: Iterable[Need]) -> set[Pair]:
+        return {self._texts.pair(*texts, self._splits[need.split].ends) for need in needs for row in self.rows[need] for texts in row}
 
     def _generation(self, need: Need) -> Generation:
-        generation = self.splits[need.split].generation
-        return generation if generation.max_new_tokens is not None else replace(generation, max_new_tokens=self.max_new_tokens)
+        generation = self._splits[need.split].generation
+        return generation if generation.max_new_tokens is not None else replace(generation, max_new_tokens=self._max_new_tokens)
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:
