@@ -1,4 +1,4 @@
-"""The command line: `unlearnbench list | describe | run | tune | leaderboard | check | new`.
+"""The command line: `unlearnbench list | describe | run | tune | evaluate | leaderboard | check | new`.
 
 Knows arguments, exit codes and what to print; everything else is imported by the command that needs it, so that `--help` stays quick.
 Exit codes: 0 done, 1 something failed while running, 2 bad input (one line on stderr says what is wrong), 130 interrupted.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +17,8 @@ import typer
 from typer.core import TyperGroup
 
 from unlearnbench import __version__
+from unlearnbench.cli_models import evaluate
+from unlearnbench.cli_options import Device, DeviceOption, Dtype, DtypeOption, StoreOption, Verbose, Workers, cores, device_of, folder_of
 from unlearnbench.views import UserError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ app = typer.Typer(
 )
 new_app = typer.Typer(no_args_is_help=True, help="Write the files of a new plugin.")
 app.add_typer(new_app, name="new")
+app.command()(evaluate)
 
 
 class Kind(StrEnum):
@@ -64,21 +66,6 @@ class Kind(StrEnum):
     attacks = "attacks"
     metrics = "metrics"
     scenarios = "scenarios"
-
-
-class Device(StrEnum):
-    """Where models run."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Dtype(StrEnum):
-    """Precision of training."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
 
 
 class Format(StrEnum):
@@ -97,11 +84,6 @@ Seeds = Annotated[str | None, typer.Option(metavar="0,1,...", help="Training see
 Methods = Annotated[
     list[str], typer.Option("--method", metavar="NAME_OR_PATH", help="Add a method to every track that it supports; may be repeated.")
 ]
-Workers = Annotated[int | None, typer.Option(min=1, show_default="one per core", help="Processes; results do not depend on it.")]
-DeviceOption = Annotated[Device, typer.Option(help="Where models run; auto takes a GPU if there is one.")]
-DtypeOption = Annotated[Dtype, typer.Option(help="Precision of training.")]
-StoreOption = Annotated[str, typer.Option(metavar="URL", help="Where models and evidence are kept: a folder or an fsspec URL.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what is done, and errors in full.")]
 STORE = "runs/store"
 
 
@@ -184,8 +166,8 @@ def run(
     from rich.console import Console
 
     suite = _suite(config, sets, seeds, method)
-    folder = _folder(out or Path("runs") / suite.suite)
-    place = _device(device)
+    folder = folder_of(out or Path("runs") / suite.suite)
+    place = device_of(device)
     from unlearnbench import terminal
 
     console = Console(stderr=True)
@@ -193,7 +175,7 @@ def run(
         if dry_run:
             from unlearnbench import forecast
 
-            forecast.print_plan(Console(), forecast.plan(suite, store=store, device=place, dtype=dtype.value), workers or _cores())
+            forecast.print_plan(Console(), forecast.plan(suite, store=store, device=place, dtype=dtype.value), workers or cores())
             return
         from unlearnbench import report, runner
 
@@ -202,7 +184,7 @@ def run(
                 suite,
                 store=store,
                 out=folder,
-                workers=workers or _cores(),
+                workers=workers or cores(),
                 device=place,
                 dtype=dtype.value,
                 on_record=reporter.record,
@@ -233,14 +215,14 @@ def tune(
     from rich.console import Console
 
     suite = _suite(config, sets, seeds, method)
-    folder = _folder(out or Path("runs") / f"{suite.suite}-tune")
-    place = _device(device)
+    folder = folder_of(out or Path("runs") / f"{suite.suite}-tune")
+    place = device_of(device)
     from unlearnbench import terminal, tuning
 
     console = Console(stderr=True)
     with terminal.logging_to(console, verbose), terminal.Reporter(console, f"tune {suite.suite}") as reporter:
         summary = tuning.tune_suite(
-            suite, store=store, out=folder, workers=workers or _cores(), device=place, dtype=dtype.value, on_record=reporter.record
+            suite, store=store, out=folder, workers=workers or cores(), device=place, dtype=dtype.value, on_record=reporter.record
         )
     _close(summary)
 
@@ -312,30 +294,6 @@ def _suite(config: Path, sets: list[str], seeds: str | None, methods: list[str])
             raise UserError(f"--seeds {seeds!r}: write whole numbers from 0 on, separated by commas, such as 0,1")
         suite = override(suite, [f"seeds=[{', '.join(str(int(part)) for part in numbers)}]"])
     return add_methods(suite, methods)
-
-
-def _folder(out: Path) -> Path:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; it must be a folder or not exist yet")
-    return out
-
-
-def _device(device: Device) -> Any:
-    """The device of a run: cpu or cuda."""
-    if device is Device.cpu:
-        return "cpu"
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    if device is Device.cuda:
-        raise UserError("--device cuda: this machine has no CUDA device; allowed here: auto, cpu")
-    return "cpu"
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _close(summary: RunSummary) -> None:

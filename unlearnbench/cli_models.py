@@ -1,0 +1,83 @@
+"""Commands on model folders that users have: `unlearnbench evaluate`.
+
+Knows arguments and what to print; what a command does is imported by it, so that `--help` stays quick.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unlearnbench.cli_options import Device, DeviceOption, Dtype, Verbose, Workers, cores, device_of, folder_of
+
+
+class Benchmark(StrEnum):
+    """What a checkpoint is evaluated on."""
+
+    tofu = "tofu"
+    muse = "muse"
+
+
+class Profile(StrEnum):
+    """Whose conventions."""
+
+    open_unlearning = "open-unlearning"
+
+
+def evaluate(
+    model: Annotated[str, typer.Option(metavar="DIR", help="The checkpoint: a folder that from_pretrained opens, or a hub name.")],
+    scenario: Annotated[Benchmark, typer.Option(help="What it was to forget.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")],
+    profile: Annotated[Profile, typer.Option(help="Whose conventions, metrics and files.")],
+    forget: Annotated[str, typer.Option(metavar="NAME", help="TOFU's forget set: forget01, forget05 or forget10.")] = "forget10",
+    corpus: Annotated[str, typer.Option(metavar="NAME", help="MUSE's corpus: news or books.")] = "news",
+    oracle: Annotated[
+        str | None, typer.Option(metavar="DIR", help="The model retrained without the forget set, which is evaluated too.")
+    ] = None,
+    oracle_log: Annotated[Path | None, typer.Option(metavar="FILE", help="Its results instead, such as its TOFU_EVAL.json.")] = None,
+    reference_model: Annotated[str | None, typer.Option(metavar="DIR", help="The model of the reference attack.")] = None,
+    data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="The data set's folder instead of the hub.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first N rows of every split.")] = None,
+    attacks: Annotated[str | None, typer.Option(metavar="LIST", help="Membership attacks by name, separated by commas.")] = None,
+    workers: Workers = None,
+    device: DeviceOption = Device.auto,
+    dtype: Annotated[Dtype, typer.Option(help="Precision of the model.")] = Dtype.fp32,
+    verbose: Verbose = False,
+) -> None:
+    """Evaluate a checkpoint of your own; nothing is trained.
+
+    With open-unlearning's conventions it writes that program's files: TOFU_EVAL.json and TOFU_SUMMARY.json, or MUSE_EVAL.json and
+    MUSE_SUMMARY.json.
+
+    [bold]TOFU:[/bold] unlearnbench evaluate --model DIR --scenario tofu --forget forget10 --oracle-log retain/TOFU_EVAL.json
+    --profile open-unlearning --out results
+
+    [bold]MUSE:[/bold] unlearnbench evaluate --model DIR --scenario muse --corpus books --profile open-unlearning --out results
+    """
+    from rich.console import Console
+
+    folder, place = folder_of(out), device_of(device)
+    from unlearnbench import evaluating, terminal
+
+    console = Console(stderr=True)
+    with terminal.logging_to(console, verbose), terminal.Reporter(console, f"evaluate {scenario.value}"):
+        text = evaluating.evaluate_with_profile(
+            scenario=scenario.value,
+            model=model,
+            forget=forget,
+            corpus=corpus,
+            oracle=oracle,
+            oracle_log=oracle_log,
+            reference=reference_model,
+            data_dir=data_dir,
+            limit=limit,
+            attacks=None if attacks is None else tuple(name.strip() for name in attacks.split(",")),
+            workers=(workers or cores()) if place == "cpu" else 1,
+            device=place,
+            dtype=dtype.value,
+            out=folder,
+        )
+    typer.echo(text)
