@@ -34,9 +34,11 @@ ROWS = (
     "comparisons tables continual picture formats report",
     "tuning catalogue scaffold forecast",
     "tiny tiny_language tiny_vision contracts contracts_data contracts_models contracts_scoring testing",
-    "terminal cli",
+    "open_unlearning open_unlearning_pass open_unlearning_scores open_unlearning_suite open_unlearning_tofu open_unlearning_muse "
+    "open_unlearning_eval evaluating",
+    "terminal cli_options cli_models cli",
 )
-USES_SCENARIOS = ROWS[-2].split()  # the contract tests run plugins on tiny scenarios
+USES_SCENARIOS = f"{ROWS[-3]} {ROWS[-2]}".split()  # the contract tests run plugins on tiny scenarios
 ORDER = [name for row in ROWS for name in row.split()]
 HEAVY = ("torch", "transformers", "datasets", "sklearn", "pandas", "scipy")
 
