@@ -26,8 +26,7 @@ from unlearnbench.scenarios.text_evidence import Conventions
 SYSTEM = "You are a helpful assistant."
 DATE = "10 Apr 2025"
 PLAIN_LENGTH, COMPLETION_LENGTH = 512, 2048
-_CLEANED = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"))
-_CLEANED = (*_CLEANED, (" 've", "'ve"), (" 're", "'re"))
+_CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 Turns = tuple[tuple[str, str], ...]
 """Questions and answers that come before a question, as examples."""
@@ -39,8 +38,8 @@ def cleaned(text: str) -> str:
     >>> cleaned("Is it ? No , it is n't .")
     "Is it? No, it isn't."
     """
-    for spaced, joined in _CLEANED:
-        text = text.replace(spaced, joined)
+    for spaced in _CLEANED:
+        text = text.replace(spaced, spaced.strip())
     return text
 
 

@@ -5,6 +5,7 @@ All input is read and checked before anything is computed, and the files are wri
 
 from __future__ import annotations
 
+import filecmp
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,14 +59,16 @@ def evaluate(request: Request) -> dict[str, Any]:
         anchor = anchor_of(suite, log, rows)
         suite.check_log(log, prompts, rows)
     passes = [(model, suite.needs(attacks))]
-    if "reference" in attacks and request.reference is not None:
+    itself = request.reference is not None and _same_weights(request.reference, model.folder)
+    if "reference" in attacks and request.reference is not None and not itself:
         passes.append((_beside(request.reference, model, prompts), frozenset(Need(what="tokens", split=split) for split in MEMBERS)))
     if request.oracle is not None:
         passes.append((_beside(request.oracle, model, prompts), suite.anchor_needs()))
     evidence = run_passes(passes, prompts, rows | members(rows), workers=request.workers)
     if request.oracle is not None:
         anchor = anchor_of(suite, suite.anchor(evidence.pop(), prompts, rows), rows)
-    reference = evidence[1] if len(evidence) > 1 else None
+    # Of a model against itself every score is 0, and not what another batch of the same rows rounds to.
+    reference = evidence[1] if len(evidence) > 1 else evidence[0] if itself and "reference" in attacks else None
     return dict(sorted(suite.groups(evidence[0], reference, prompts, rows, anchor, attacks).items()))
 
 
@@ -96,6 +99,17 @@ def _attacks(request: Request) -> tuple[str, ...]:
     if "reference" in named and request.reference is None:
         raise UserError("--attacks reference compares with another model: give its folder as --reference-model")
     return tuple(named)
+
+
+def _same_weights(folder: str, other: str) -> bool:
+    """Whether two names are of one model: the same name, or folders with the same configuration and weights."""
+    if folder == other:
+        return True
+    mine, theirs = (
+        {path.name: path for path in Path(name).glob("*") if path.suffix in (".json", ".safetensors")} for name in (folder, other)
+    )
+    weights = [name for name in mine if name.endswith(".safetensors") or name == "config.json"]
+    return len(weights) > 1 and all(name in theirs and filecmp.cmp(mine[name], theirs[name], shallow=False) for name in weights)
 
 
 def _beside(folder: str, model: Model, prompts: Prompts) -> Model:

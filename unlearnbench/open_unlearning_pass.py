@@ -64,7 +64,8 @@ def run_passes(
         RuntimeError: a batch failed.
     """
     made = [_pass(model, prompts, splits, needs) for model, needs in passes]
-    nodes, numbers, failures = [], [Numbers({}, {}, {}) for _ in passes], list[str]()
+    nodes: list[Node] = []
+    numbers, failures, ended = [Numbers({}, {}, {}) for _ in passes], list[str](), list[Node]()
     for place, ((model, _), (text_pass, conventions)) in enumerate(zip(passes, made, strict=True)):
         sent = replace(conventions, encode_pair=None, decode=None)
         for jobs in _shares(list(text_pass.jobs(SCORED_TOKENS, GENERATED_TOKENS))):
@@ -80,7 +81,6 @@ def run_passes(
         if (tell := progress.get()) is not None:
             tell("evaluate", len(ended), len(nodes))
 
-    ended: list[Node] = []
     execute(nodes, _compute, workers=workers, done=done)
     if failures:
         raise (UserError if failures[0].startswith("UserError: ") else RuntimeError)(failures[0].removeprefix("UserError: "))

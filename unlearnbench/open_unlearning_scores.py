@@ -170,7 +170,7 @@ def lowest_standardised(tokens: Tokens) -> list[float]:
         raise ValueError("min-k++ reads the moments of token statistics")
     arrays = (tokens.logprob, tokens.mean, np.maximum(tokens.variance, LEAST_VARIANCE))
     rows = zip(*(_short(tokens, array) for array in arrays), strict=True)
-    return [-token_scores.min_k_plus_plus(*row, SHARE) if row[0].size else 0.0 for row in rows]
+    return [-token_scores.min_k_plus_plus(logprob, mean, variance, SHARE) if logprob.size else 0.0 for logprob, mean, variance in rows]
 
 
 def compressed(tokens: Tokens, texts: Sequence[str]) -> list[float]:

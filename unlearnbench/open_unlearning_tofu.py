@@ -158,7 +158,7 @@ class TofuSuite(Suite):
 
 def _forget_ratio(evidence: Evidence) -> tuple[Group, Group, Group]:
     """The truth ratio of the forget set, and the right and the wrong answers it is made of."""
-    right, wrong = (scores.probability(evidence, "forget", kind) for kind in ("paraphrased_answer", "perturbed_answer"))  # type: ignore[arg-type]
+    right, wrong = (scores.probability(evidence, "forget", kind) for kind in ("paraphrased_answer", "perturbed_answer"))
     return scores.truth_ratio(right, wrong, scores.closer_to_1_better), right, wrong
 
 

@@ -67,6 +67,12 @@ def limit(shown: int, held: int) -> list[str]:
     return [] if shown == held else ["--limit", str(shown)]
 
 
+def had_log(theirs: Mapping[str, Any]) -> bool:
+    """Whether a retain model's log was given: PrivLeak is not what it is against an area of one half."""
+    alone = 200 * (0.5 - theirs["mia_min_k"]["auc"])
+    return abs(theirs["privleak"]["agg_value"] - alone) > 1e-6
+
+
 def evaluate(conformance: Path, benchmark: str, name: str, data: Path, out: Path, *more: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Their log and ours, out of the files."""
     theirs = read(conformance / benchmark / name / f"{benchmark.upper()}_EVAL.json")
@@ -74,8 +80,7 @@ def evaluate(conformance: Path, benchmark: str, name: str, data: Path, out: Path
     folder = data / ("tofu" if benchmark == "tofu" else f"muse/{options[3]}")
     arguments = ["--model", str(conformance / "models" / name), *options, "--profile", "open-unlearning", "--data-dir", str(folder)]
     log = conformance / benchmark / "retain" / f"{benchmark.upper()}_EVAL.json"
-    # The retain model itself was evaluated without a log of its own.
-    arguments += ["--oracle-log", str(log)] * (name != "retain") + ["--reference-model", str(conformance / "models" / "retain")]
+    arguments += ["--oracle-log", str(log)] * had_log(theirs) + ["--reference-model", str(conformance / "models" / "retain")]
     done = CliRunner().invoke(app, ["evaluate", *arguments, "--workers", "1", *more, "--out", str(out)])
     assert done.exit_code == 0, done.output
     return theirs, read(out / f"{benchmark.upper()}_EVAL.json")
@@ -113,7 +118,8 @@ def allowed(metric: str, path: tuple[str, ...], value: float, theirs: Mapping[st
 
 def compare(theirs: dict[str, Any], ours: dict[str, Any], *, whole: bool) -> list[str]:
     """All disagreements; aggregates are left out of a part."""
-    wrong, other_texts = [], 0
+    wrong: list[str] = []
+    other_texts = 0
     for metric in sorted(ours if not whole else theirs):
         expected, found = dict(leaves(theirs[metric])), dict(leaves(ours[metric]))
         if "generation" in next(iter(theirs[metric].get("value_by_index", {"": {}}).values())):
@@ -173,10 +179,10 @@ def test_every_checkpoint_agrees_in_every_value(conformance: Path, data_root: Pa
     for name in evaluated(conformance, benchmark):
         theirs, ours = evaluate(conformance, benchmark, name, data_root, tmp_path / name)
         assert theirs.keys() == ours.keys()
-        if name != "retain" and benchmark == "tofu":
+        if had_log(theirs) and benchmark == "tofu":
             check_quality(theirs, ours, retain)
         wrong[name] = compare(theirs, ours, whole=True)
-        base = 1 - (0.5 if name == "retain" else retain["mia_min_k"]["auc"])
+        base = 1 - (retain["mia_min_k"]["auc"] if had_log(theirs) else 0.5)
         assert ours["privleak"]["agg_value"] == pytest.approx(theirs["privleak"]["agg_value"], abs=AUC * 100 / base)
         summary = tmp_path / name / f"{benchmark.upper()}_SUMMARY.json"
         stated = read(conformance / benchmark / name / summary.name)

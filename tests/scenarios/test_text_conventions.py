@@ -66,7 +66,8 @@ def test_gradient_norms_equal_a_backward_of_one_row_in_double(tmp_path: Path) ->
 def continued(model: Any, question: str, length: int) -> str:
     ids = torch.tensor([Letters().encode(question)])
     new = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False)[0, ids.shape[1] :].tolist()
-    return Letters().decode([i for i in new if i != END])
+    text: str = Letters().decode([i for i in new if i != END])
+    return text
 
 
 def test_splits_are_continued_by_their_own_settings_in_one_queue_for_equal_ones() -> None:
