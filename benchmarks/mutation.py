@@ -42,6 +42,9 @@ _NO_ERROR = "the degrees of freedom where the error is 0 are multiplied by it"
 _ONE_FORM = "answers and paraphrases have one form"
 _SAME_NAMES = "all members have the same names, and the test's pools have two"
 _MEMBERSHIP = "unlearnbench/membership.py"
+_QUALITY = "metrics/forget_quality.py"
+_DRAWS = "np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)"
+_MIRRORED = "distances between oracles are the same in both directions"
 _SYMMETRIC = "a Gram matrix is symmetric"
 EQUIVALENT = {
     f"{_STATS} tpr_supported: upper <= 3 * fpr -> upper < 3 * fpr": "an incomplete beta quantile never is 3 times its parameter exactly",
@@ -63,6 +66,13 @@ EQUIVALENT = {
     "metrics/utility.py UtilityScore._useful: np.mean -> np.sum": "it is divided by the oracle's over as many rows",
     f"{_MEMBERSHIP} loss_scores: evidence.nll(tokens_of(split))[0] -> evidence.nll(tokens_of(split))[-1]": _ONE_FORM,
     f"{_MEMBERSHIP} zlib_scores: evidence.nll(tokens_of(split))[0] -> evidence.nll(tokens_of(split))[-1]": _ONE_FORM,
+    f"{_QUALITY} distance_error: {_DRAWS}.astype(np.float64) -> {_DRAWS}": "numpy divides integers as floats",
+    f"{_QUALITY} distance_error: np.bincount(codes).astype(np.float64) -> np.bincount(codes)": "numpy divides integers as floats",
+    f"{_QUALITY} _steps: sample[:, None] <= places[None, :] -> sample[:, None] < places[None, :]": "left limits have the same largest gap",
+    f"{_QUALITY} _steps: places[None, :] -> places": "numpy broadcasts from the right",
+    f"{_QUALITY} _OfTruthRatios._of: evidence.nll(RIGHT)[0] -> evidence.nll(RIGHT)[-1]": _ONE_FORM,
+    f"{_QUALITY} ForgetDistanceNull.measure: between.sum(0) -> between.sum(1)": _MIRRORED,
+    f"{_QUALITY} ForgetDistanceNull.measure: between.sum(0) -> between.sum(-1)": _MIRRORED,
     "unlearnbench/anchoring.py pooled: found[0] -> found[1]": _SAME_NAMES,
     "unlearnbench/anchoring.py pooled: found[0] -> found[-1]": _SAME_NAMES,
     "metrics/unbiased_cka.py hsic_1: axis=0 -> axis=1": _SYMMETRIC,

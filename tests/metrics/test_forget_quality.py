@@ -85,7 +85,30 @@ def test_rows_are_joined_by_identity() -> None:
     expected = ks_2samp(ratio(part), ratio(evidence(1, rows=range(0, ROWS, 2))))
     assert ForgetQuality().measure(part, audit(evidence(1))) == pytest.approx(expected.pvalue, rel=1e-12)
     with pytest.raises(ValueError, match="lacks 15 rows of 'forget', the first is 'row1'"):
-        ForgetQuality().measure(evidence(0), audit(part))
+        ForgetQuality().measure(evidence(0), audit(evidence(1), part))
+
+
+def distribution(values: list[float], weights: list[float], place: float) -> float:
+    return sum(weight for value, weight in zip(values, weights, strict=True) if value <= place) / sum(weights)
+
+
+def test_the_error_is_a_quantile_over_resampled_clusters() -> None:
+    draw = np.random.default_rng(5)
+    model, oracles = draw.normal(size=9).round(1), [draw.normal(1, 1, 9).round(1) for _ in range(2)]
+    clusters = ["b", "a", "d", "b", "c", "a", "f", "e", "g"]
+    times = np.random.default_rng(0).multinomial(7, [1 / 7] * 7, 1000).tolist()
+    errors = []
+    for counts in times:
+        weights = [float(counts["abcdefg".index(cluster)]) for cluster in clusters]
+        largest = []
+        for oracle in oracles:
+            gaps = []
+            for place in [*model, *oracle]:
+                now = distribution(list(model), weights, place) - distribution(list(oracle), weights, place)
+                gaps.append(abs(now - distribution(list(model), [1.0] * 9, place) + distribution(list(oracle), [1.0] * 9, place)))
+            largest.append(max(gaps))
+        errors.append(sum(largest) / 2)
+    assert distance_error(model, oracles, clusters) == pytest.approx(np.quantile(errors, 0.95), rel=1e-12)
 
 
 def test_the_interval_holds_the_true_distance() -> None:
@@ -110,6 +133,11 @@ def test_the_interval_says_what_varies() -> None:
         assert isinstance(found, Estimate)
         assert found.covers == covers
         assert 0 <= found.interval[0] < found < found.interval[1] <= 1
+    two = ForgetDistance().measure(evidence(0, per_cluster=ROWS // 2), audit(evidence(1)))
+    assert isinstance(two, Estimate)
+    near = ForgetDistance().measure(evidence(0, per_cluster=1), audit(evidence(2)))
+    assert isinstance(near, Estimate)
+    assert (near.interval[0], near > 0, near.interval[1] > near) == (0.0, True, True)
     far = ForgetDistance().measure(evidence(0, shift=-9.0), audit(evidence(1)))
     assert isinstance(far, Estimate)
     assert (float(far), far.interval[1]) == (1.0, 1.0)
@@ -117,6 +145,13 @@ def test_the_interval_says_what_varies() -> None:
     assert not isinstance(alone, Estimate)
     with pytest.raises(ValueError, match="1 cluster; an interval needs at least 2"):
         distance_error(ratio(model), [ratio(model)], ["a"] * ROWS)
+
+
+def test_two_oracles_have_one_distance() -> None:
+    null = ForgetDistanceNull().measure(evidence(0), audit(evidence(1), evidence(2)))
+    assert isinstance(null, Estimate)
+    assert null.interval == (float(null), float(null))
+    assert float(null) == pytest.approx(ks_2samp(ratio(evidence(1)), ratio(evidence(2))).statistic, rel=1e-12)
 
 
 @pytest.mark.parametrize(("metric", "oracles"), [(ForgetQuality, 0), (ForgetDistance, 0), (ForgetDistanceNull, 1)])
