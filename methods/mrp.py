@@ -149,8 +149,6 @@ class _Projecting(Method):
             fit(model, loss, steps, self._recipe(view), seed=seed, total_steps=total, parameters=trained, label=type(self).__name__)
         with torch.no_grad():
             stack()
-        for projection in projections:
-            projection.rows = projection.rows.detach()
         model.eval()
 
     def _recipe(self, view: MethodView) -> Recipe:

@@ -20,6 +20,7 @@ from unlearnbench.deployed import load_model, save_model
 from unlearnbench.fields import FieldError, construct
 from unlearnbench.layers import blocks, inserted, model_hash, strip
 from unlearnbench.methods.mrp import MRP, MRPFolded, Projection, fold, unwritten
+from unlearnbench.progress import passes
 from unlearnbench.subspace import orthonormal
 
 # ------------------------------------------------------------------------------------------------------------ what it removes
@@ -125,7 +126,11 @@ def test_a_request_whose_rows_are_removed_already_adds_none() -> None:
     settings: dict[str, Any] = {"init": "random", "lr": 1e-30}
     model = MRP(**settings).unlearn(llama(), VIEW, seed=0)
     before = [module.rows.clone() for module in projections(model)]
-    MRP(**settings).unlearn(model, other_request(), seed=0)
+    view, counted = other_request(), passes.set([])
+    MRP(**settings).unlearn(model, view, seed=0)
+    # Each row was looked at once, to find where rows start, and there was nothing to train.
+    assert sum(passes.get() or []) == len(view.forget.train) + len(view.retain.train)
+    passes.reset(counted)
     for module, rows in zip(projections(model), before, strict=True):
         assert torch.equal(module.rows, rows)
         assert len(module.requests) == 2

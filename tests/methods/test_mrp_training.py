@@ -157,6 +157,21 @@ def test_rows_are_float32_around_a_model_of_fewer_bits_and_in_mixed_precision() 
     assert moved.abs().max() > 1e-3
 
 
+def test_in_mixed_precision_rows_are_orthonormal_at_every_step_of_a_later_request() -> None:
+    checked = []
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        for module in projections(model):
+            rows = module.rows.detach().double()  # autocast leaves float64 alone
+            checked.append(float((rows @ rows.mT - torch.eye(4)).abs().max()))
+        return VIEW.loss(model, batch)
+
+    model = MRP(**SETTINGS).unlearn(llama().float(), VIEW, seed=0)
+    MRP(**SETTINGS).unlearn(model, replace(in_training(other_request(), precision="bf16"), loss=loss), seed=0)
+    assert len(checked) == 8
+    assert 0 < max(checked) < 1e-5
+
+
 def test_recomputing_activations_changes_nothing() -> None:
     passes = []
     for checkpointing in (False, True):
