@@ -34,8 +34,8 @@ def linears(model: nn.Module, among: Collection[int] | None = None) -> list[str]
     return paths
 
 
-def attach(model: nn.Module, *, rank: int, alpha: float, seed: int, among: Collection[int] | None = None) -> Any:
-    """The model with a fresh adapter around the linear layers of its blocks; it still computes what it did.
+def attach(model: nn.Module, *, rank: int, alpha: float, seed: int, among: Collection[int] | None = None, noise: float = 0.0) -> Any:
+    """The model with a fresh adapter around the linear layers of its blocks; without noise it still computes what it did.
 
     All other weights are frozen. Dropout is off: `training` turns a method's dropout off in any case.
 
@@ -43,8 +43,9 @@ def attach(model: nn.Module, *, rank: int, alpha: float, seed: int, among: Colle
         model: changed in place; must not have an adapter.
         rank: rank of each update.
         alpha: scale of an update times the rank.
-        seed: seeds the first factor of each update; the second is 0.
+        seed: seeds the first factor of each update, and the noise.
         among: numbers of the blocks; by default all.
+        noise: standard deviation of the second factor. 0 is LoRA's own start; a loss that is flat there cannot leave it.
 
     Returns:
         peft's wrapper around `model`.
@@ -53,7 +54,11 @@ def attach(model: nn.Module, *, rank: int, alpha: float, seed: int, among: Colle
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
+        for name, parameter in adapted.named_parameters():
+            if noise and ".lora_B." in name:
+                nn.init.normal_(parameter, std=noise)
+    return adapted
 
 
 def merged(adapted: Any) -> nn.Module:
