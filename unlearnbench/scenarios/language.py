@@ -48,11 +48,16 @@ class Encoder:
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> Batch:
         """A padded batch out of (prompt text, answer text) pairs; "prompts" keeps the texts that steering models see."""
-        encoded = [self.pair(prompt, answer) for prompt, answer in pairs]
-        pad = self.tokenizer.pad_token_id
-        batch: Batch = dict(collate(encoded, self.tokenizer.eos_token_id if pad is None else pad))
+        batch: Batch = dict(collate([self.pair(prompt, answer) for prompt, answer in pairs], self.pad_id))
         batch["prompts"] = [prompt for prompt, _ in pairs]
         return batch
+
+    @property
+    def pad_id(self) -> int:
+        """What fills a batch: the pad token, or the end token where there is none."""
+        pad: int | None = self.tokenizer.pad_token_id
+        end: int = self.tokenizer.eos_token_id
+        return end if pad is None else pad
 
     def pair(self, prompt: str, answer: str) -> Encoded:
         """A prompt and its answer as one sequence.

@@ -68,9 +68,9 @@ class LanguageScenario(Scenario):
     def held(self) -> Split:
         """The part of `forgotten` that an attacker holds."""
 
-    @abstractmethod
-    def unrelated(self) -> Data:
-        """See `AttackView.unrelated`."""
+    def unrelated(self) -> Data | None:
+        """See `AttackView.unrelated`; None where a scenario has no such rows."""
+        return None
 
     @abstractmethod
     def trained_on(self, plan: Plan) -> Split:
@@ -97,7 +97,8 @@ class LanguageScenario(Scenario):
 
     def attack_parts(self) -> dict[str, Any]:
         """See `Scenario.attack_parts`."""
-        return {"forget": self.forgotten(), "forget_part": self.held(), "retain": self.retained(), "unrelated": self.unrelated()}
+        parts = {"forget": self.forgotten(), "forget_part": self.held(), "retain": self.retained(), "unrelated": self.unrelated()}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def train_view(self, plan: Plan) -> TrainView:
         """See `Scenario.train_view`."""

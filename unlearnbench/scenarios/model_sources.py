@@ -35,6 +35,8 @@ FIRST_ORACLE_SEED = 1000
 class Plain:
     """Plain text, as `PromptTemplate`."""
 
+    __pydantic_config__ = _STRICT
+
     style: Literal["plain"] = "plain"
     prompt: str = PromptTemplate.prompt
     answer: str = PromptTemplate.answer
@@ -48,6 +50,8 @@ class Plain:
 class Chat:
     """The chat template of the model's tokenizer, as `ChatTemplate`."""
 
+    __pydantic_config__ = _STRICT
+
     style: Literal["chat"]
     system: str = ""
     date: str | None = None
@@ -60,6 +64,8 @@ class Chat:
 @dataclass(frozen=True, kw_only=True)
 class Scratch:
     """A Llama trained from nothing but the scenario's texts, on a byte-level BPE tokenizer trained on them."""
+
+    __pydantic_config__ = _STRICT
 
     source: Literal["scratch"] = "scratch"
     width: Annotated[int, Field(ge=4, multiple_of=4)] = 192
@@ -113,6 +119,8 @@ class Scratch:
 class Lora:
     """Low-rank adapters around the linear layers of all blocks, trained alone and then merged into the weights."""
 
+    __pydantic_config__ = _STRICT
+
     rank: Count = 16
     alpha: Rate = 32.0
 
@@ -120,6 +128,8 @@ class Lora:
 @dataclass(frozen=True, kw_only=True)
 class _Published:
     """How models that exist are loaded."""
+
+    __pydantic_config__ = _STRICT
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the weights."""
@@ -244,8 +254,6 @@ class Ready(_Published):
 
 Models = Annotated[Scratch | Finetuned | Ready, Field(discriminator="source")]
 Prompts = Annotated[Plain | Chat, Field(discriminator="style")]
-for _cls in (Plain, Chat, Scratch, Lora, Finetuned, Ready):
-    _cls.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]
 
 
 @cache

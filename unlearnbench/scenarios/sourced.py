@@ -63,6 +63,10 @@ class SourcedScenario(LanguageScenario):
         """See `Scenario.shadow_request`."""
         return replace(self, shadow=index)
 
+    def kind_of(self, cluster: str) -> str:
+        """What a cluster is; a shadow forgets as many of each kind."""
+        return "cluster"
+
     def named_clusters(self) -> tuple[str, ...]:
         """The clusters that this step names.
 
@@ -73,12 +77,18 @@ class SourcedScenario(LanguageScenario):
         if self.shadow is None:
             return steps[self.step]
         last = replace(self, shadow=None, step=len(steps) - 1)
-        others, wanted = last.retained_clusters(), sum(map(len, steps))
-        if len(others) < wanted:
-            raise UserError(f"a shadow of {self.request!r} forgets {wanted} others than the request; only {len(others)} are retained")
-        order = random.Random(f"shadow/{self.split_seed}/{self.shadow}").sample(others, wanted)
-        start = sum(map(len, steps[: self.step]))
-        return tuple(order[start : start + len(steps[self.step])])
+        others = last.retained_clusters()
+        drawn = []
+        for kind in dict.fromkeys(self.kind_of(cluster) for step in steps for cluster in step):
+            sizes = [sum(self.kind_of(cluster) == kind for cluster in step) for step in steps]
+            pool = [cluster for cluster in others if self.kind_of(cluster) == kind]
+            if len(pool) < sum(sizes):
+                many = f"{sum(sizes)} {kind}s" if sum(sizes) > 1 else f"a {kind}"
+                raise UserError(f"a shadow of {self.request!r} forgets {many} besides those of the request; only {len(pool)} are retained")
+            order = random.Random(f"shadow/{self.split_seed}/{self.shadow}").sample(pool, sum(sizes))
+            start = sum(sizes[: self.step])
+            drawn += order[start : start + sizes[self.step]]
+        return tuple(drawn)
 
     def forget_rows(self) -> frozenset[str]:
         """See `Scenario.forget_rows`: the clusters of all steps so far."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from functools import cache
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -211,8 +211,8 @@ def _files(data: DataSet, number: str) -> Files:
 
 
 def _example(identity: str, cluster: str, row: Row) -> Example:
-    wrong = {key: tuple(row[key]) if key == "perturbed_answer" else row[key] for key in row}
-    return Example(id=identity, cluster=cluster, **wrong)
+    columns: dict[str, Any] = {key: tuple(row[key]) if key == "perturbed_answer" else row[key] for key in row}
+    return Example(id=identity, cluster=cluster, **columns)
 
 
 def _author(number: int) -> str:
