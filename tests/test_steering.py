@@ -113,12 +113,14 @@ SIMILAR = torch.tensor([0.7, 0.6, 0.3, -0.1], dtype=torch.float64)
         ("threshold", 0.6, [1, 0, 0, 0]),  # an equal similarity is not more
         ("threshold", 0.7, [0, 0, 0, 0]),
         ("weighted_threshold", 0.5, [7 / 13, 6 / 13, 0, 0]),
+        ("weighted_threshold", 0.6, [1, 0, 0, 0]),
         ("weighted_threshold", 0.9, [0, 0, 0, 0]),
         ("best", 0.9, [1, 0, 0, 0]),
         ("soft", 0.9, [7 / 16, 6 / 16, 3 / 16, 0]),
         ("ratio", 1.3, [1, 0, 0, 0]),  # 0.7 / 0.5 = 1.4
         ("ratio", 1.5, [0, 0, 0, 0]),
         ("dissimilar_threshold", 0.6, [0, 0, 1 / 2, 1 / 2]),
+        ("dissimilar_threshold", -0.1, [0, 0, 0, 1]),
         ("dissimilar_threshold", -0.5, [0, 1 / 3, 1 / 3, 1 / 3]),  # none is below: the fallback
     ],
 )

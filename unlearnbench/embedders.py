@@ -44,7 +44,7 @@ class HashingTfidfEmbedder:
     """Words, hashed into `width` signed buckets and weighted by their rarity in a corpus.
 
     A word is two or more letters or digits, in lower case. The weight of a bucket is ln((1 + n) / (1 + df)), n texts of which df hold
-    it: a word of every text (a prompt's template) counts nothing, an unseen one most.
+    a word of it: a word of every text (a prompt's template) counts nothing, an unseen one most.
     """
 
     width: int = 2**14
@@ -62,10 +62,7 @@ class HashingTfidfEmbedder:
 
     def _counts(self, texts: Sequence[str]) -> Any:
         """Signed counts, sparse [len(texts), width]."""
-        vectorizer = HashingVectorizer(n_features=self.width, norm=None, dtype=np.float64)
-        counts = vectorizer.transform(list(texts)).tocsr()
-        counts.eliminate_zeros()  # two words of one bucket may cancel
-        return counts
+        return HashingVectorizer(n_features=self.width, norm=None, dtype=np.float64).transform(list(texts)).tocsr()
 
 
 @dataclass(frozen=True, kw_only=True)

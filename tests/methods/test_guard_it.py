@@ -114,8 +114,8 @@ def test_centroids_and_thresholds_are_those_of_the_prompts() -> None:
     assert float(gate(unlearned(threshold=0.4)).thresholds[0]) == pytest.approx(0.4)
 
 
-@pytest.mark.parametrize("prefix", ["", "A text:"])
-def test_texts_without_a_question_are_known_by_their_words(prefix: str) -> None:
+@pytest.mark.parametrize(("prefix", "all_raw"), [("", True), ("", False), ("A text:", True)])
+def test_texts_without_a_question_are_known_by_their_words(prefix: str, all_raw: bool) -> None:
     def raw(split: Split) -> Split:
         encoder = Encoder(VIEW.tokenizer, RawText(prefix))
         rows = TextData([Example(id=text, cluster=text, question="", answer=text) for text in passages(split)], encoder)
@@ -124,10 +124,11 @@ def test_texts_without_a_question_are_known_by_their_words(prefix: str) -> None:
     def passages(split: Split) -> list[str]:
         return [f" {row.question} {row.answer}." for row in split.train.examples]  # type: ignore[attr-defined]
 
-    view = replace(VIEW, forget=raw(VIEW.forget), retain=raw(VIEW.retain))
+    view = replace(VIEW, forget=raw(VIEW.forget), retain=raw(VIEW.retain) if all_raw else VIEW.retain)
     model = GuardIT().unlearn(tiny_language_model(), view, seed=0)
     assert all(opened(model, [prefix + text.rpartition(" ")[0] for text in passages(VIEW.forget)]))  # the beginning of each
-    assert not any(opened(model, [prefix, *(prefix + text for text in passages(VIEW.retain))]))
+    kept = [prefix + text for text in passages(VIEW.retain)] if all_raw else RETAIN
+    assert not any(opened(model, [prefix, *kept]))
 
 
 def test_each_selection_serves() -> None:
