@@ -108,10 +108,28 @@ def test_centroids_and_thresholds_are_those_of_the_prompts() -> None:
     weights = embedder.fit(FORGET + RETAIN)
     mean = embedder.embed(FORGET, weights).mean(0)
     np.testing.assert_allclose(gate(model).centroids[0], mean / np.linalg.norm(mean), atol=1e-9)
+    kept = embedder.embed(RETAIN, weights).mean(0)
+    np.testing.assert_allclose(gate(model).retained, kept / np.linalg.norm(kept), atol=1e-9)
     others = RETAIN + VIEW.validation.batch(range(len(VIEW.validation)))["prompts"]
     expected = quantile_threshold(embedder.embed(others, weights) @ mean / np.linalg.norm(mean), 0.3)
     assert float(gate(model).thresholds[0]) == pytest.approx(expected, rel=1e-6)
     assert float(gate(unlearned(threshold=0.4)).thresholds[0]) == pytest.approx(0.4)
+
+
+def threshold(forget: Sequence[float], retain: Sequence[float], **fields: Any) -> float:
+    """What the method makes of prompts with these similarities to a single cluster."""
+    similarities = {"forget": (np.array(forget)[:, None], None), "others": (np.array(retain)[:, None], None)}
+    stub: Any = SimpleNamespace(similarities=lambda texts: similarities[texts[0]])
+    return GuardIT(**fields)._threshold(stub, ["forget"], ["others"])
+
+
+def test_the_rules_weigh_false_positives_and_never_open_to_what_is_unlike() -> None:
+    forget, retain = [0.2, 0.6, 0.9], [0.1, 0.3, 0.7, 0.8]
+    assert 0.8 < threshold(forget, retain) <= 0.9
+    assert threshold(forget, retain, fpr_weight=0.5) == pytest.approx(0.105, abs=0.01)
+    assert threshold(forget, retain, threshold="quantile", target_fpr=0.5) == pytest.approx(0.5)
+    assert threshold([-0.1, 0.5], [-0.3, -0.2]) == 0.0
+    assert threshold(forget, [-0.3, -0.2], threshold="quantile") == 0.0
 
 
 @pytest.mark.parametrize(("prefix", "all_raw"), [("", True), ("", False), ("A text:", True)])
@@ -280,6 +298,9 @@ def test_a_later_request_adds_clusters_and_leaves_what_only_old_ones_match_to_th
     assert len(module.vectors) > len(kept.vectors)
     for name in ("vectors", "centroids", "thresholds"):
         assert torch.equal(getattr(module, name)[: len(kept.vectors)], getattr(kept, name))
+    assert kept.retained.any()
+    assert torch.equal(module.retained, kept.retained)
+    assert torch.equal(module.weights, kept.weights)
     # The new vectors are made of the original's states, not of states that earlier vectors have turned.
     alone = gate(method.unlearn(tiny_language_model(), part("Bram Osk"), seed=0))
     torch.testing.assert_close(module.vectors[len(kept.vectors) :].sum(0), alone.vectors.sum(0))
