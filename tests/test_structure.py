@@ -35,7 +35,7 @@ ROWS = (
     "tuning catalogue scaffold forecast",
     "tiny tiny_language tiny_vision contracts contracts_data contracts_models contracts_scoring testing",
     "open_unlearning open_unlearning_pass open_unlearning_scores open_unlearning_suite open_unlearning_tofu open_unlearning_muse "
-    "open_unlearning_eval evaluating",
+    "open_unlearning_eval evaluating unlearning",
     "terminal cli_options cli_models cli",
 )
 USES_SCENARIOS = f"{ROWS[-3]} {ROWS[-2]}".split()  # the contract tests run plugins on tiny scenarios

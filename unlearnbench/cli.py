@@ -1,4 +1,4 @@
-"""The command line: `unlearnbench list | describe | run | tune | evaluate | leaderboard | check | new`.
+"""The command line: `unlearnbench list | describe | run | tune | unlearn | evaluate | leaderboard | check | new`.
 
 Knows arguments, exit codes and what to print; everything else is imported by the command that needs it, so that `--help` stays quick.
 Exit codes: 0 done, 1 something failed while running, 2 bad input (one line on stderr says what is wrong), 130 interrupted.
@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from unlearnbench import __version__
-from unlearnbench.cli_models import evaluate
+from unlearnbench.cli_models import evaluate, unlearn
 from unlearnbench.cli_options import Device, DeviceOption, Dtype, DtypeOption, StoreOption, Verbose, Workers, cores, device_of, folder_of
 from unlearnbench.views import UserError
 
@@ -56,6 +56,7 @@ app = typer.Typer(
 )
 new_app = typer.Typer(no_args_is_help=True, help="Write the files of a new plugin.")
 app.add_typer(new_app, name="new")
+app.command()(unlearn)
 app.command()(evaluate)
 
 
@@ -104,6 +105,8 @@ def _root(
     [bold]With your method:[/bold] unlearnbench run configs/quickstart.yaml --method mine.py:Mine
 
     [bold]What it would take:[/bold] unlearnbench run configs/quickstart.yaml --dry-run
+
+    [bold]A model of your own:[/bold] unlearnbench unlearn --help, unlearnbench evaluate --help
 
     [bold]The table again:[/bold] unlearnbench leaderboard runs/quickstart --format markdown
 

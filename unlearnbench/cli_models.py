@@ -1,4 +1,4 @@
-"""Commands on model folders that users have: `unlearnbench evaluate`.
+"""Commands on model folders that users have: `unlearnbench unlearn` and `unlearnbench evaluate`.
 
 Knows arguments and what to print; what a command does is imported by it, so that `--help` stays quick.
 """
@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from unlearnbench.cli_options import Device, DeviceOption, Dtype, Verbose, Workers, cores, device_of, folder_of
+from unlearnbench.views import UserError
 
 
 class Benchmark(StrEnum):
@@ -25,6 +26,57 @@ class Profile(StrEnum):
     """Whose conventions."""
 
     open_unlearning = "open-unlearning"
+
+
+def unlearn(
+    method: Annotated[str, typer.Option(metavar="NAME_OR_PATH", help="A method's name, or path/to/file.py:Class.")],
+    model: Annotated[str, typer.Option(metavar="DIR", help="The model that knows: a folder that from_pretrained opens, or a hub name.")],
+    forget: Annotated[str, typer.Option(metavar="FILE", help="Rows to forget, {question, answer} or {text}: JSON lines or a JSON list.")],
+    retain: Annotated[str, typer.Option(metavar="FILE", help="Rows to retain, of the same form.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The model's folder, new or empty.")],
+    sets: Annotated[list[str], typer.Option("--set", metavar="FIELD=VALUE", help="A hyper-parameter, such as lr=1e-5.")] = [],  # noqa: B006
+    chat: Annotated[bool, typer.Option("--chat", help="Put questions in the tokenizer's chat template.")] = False,
+    system: Annotated[str, typer.Option(metavar="TEXT", help="With --chat: the system message.")] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Seeds the method.")] = 0,
+    device: DeviceOption = Device.auto,
+    dtype: Annotated[Dtype, typer.Option(help="Precision of training.")] = Dtype.fp32,
+    verbose: Verbose = False,
+) -> None:
+    """Unlearn a model of your own and save it as a folder.
+
+    What comes out is opened by from_pretrained, or by unlearnbench's own load_checkpoint where the method inserted modules; `evaluate`
+    takes both. `unlearnbench list methods` names the methods and `describe NAME` their hyper-parameters.
+
+    [bold]For example:[/bold] unlearnbench unlearn --method npo --model DIR --forget forget.jsonl --retain retain.jsonl --set lr=2e-5
+    --out unlearned
+    """
+    from rich.console import Console
+
+    folder, place = folder_of(out), device_of(device)
+    if system and not chat:
+        raise UserError("--system is a part of a chat template: give --chat too")
+    from unlearnbench import terminal, unlearning
+    from unlearnbench.training import DivergedError
+
+    console = Console(stderr=True)
+    with terminal.logging_to(console, verbose), terminal.Reporter(console, f"unlearn with {method}"):
+        try:
+            text = unlearning.unlearn_folder(
+                method=method,
+                model=model,
+                forget=forget,
+                retain=retain,
+                fields=unlearning.fields_of(sets),
+                template={"style": "chat", "system": system} if chat else {},
+                out=folder,
+                seed=seed,
+                device=place,
+                dtype=dtype.value,
+            )
+        except DivergedError as error:
+            typer.echo(f"error: {error}; nothing was written", err=True)
+            raise typer.Exit(1) from error
+    typer.echo(text)
 
 
 def evaluate(
