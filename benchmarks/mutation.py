@@ -42,6 +42,8 @@ _NO_ERROR = "the degrees of freedom where the error is 0 are multiplied by it"
 _ONE_FORM = "answers and paraphrases have one form"
 _SAME_NAMES = "all members have the same names, and the test's pools have two"
 _MEMBERSHIP = "unlearnbench/membership.py"
+_FORGETTING = "metrics/forgetting.py"
+_AT_A_TIME = "how many texts are classified at a time"
 _QUALITY = "metrics/forget_quality.py"
 _DRAWS = "np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)"
 _MIRRORED = "distances between oracles are the same in both directions"
@@ -73,6 +75,11 @@ EQUIVALENT = {
     f"{_QUALITY} _OfTruthRatios._of: evidence.nll(RIGHT)[0] -> evidence.nll(RIGHT)[-1]": _ONE_FORM,
     f"{_QUALITY} ForgetDistanceNull.measure: between.sum(0) -> between.sum(1)": _MIRRORED,
     f"{_QUALITY} ForgetDistanceNull.measure: between.sum(0) -> between.sum(-1)": _MIRRORED,
+    f"{_FORGETTING} _paraphrase: evidence.nll(PARAPHRASE)[0] -> evidence.nll(PARAPHRASE)": _ONE_FORM,
+    f"{_FORGETTING} _paraphrase: evidence.nll(PARAPHRASE)[0] -> evidence.nll(PARAPHRASE)[-1]": _ONE_FORM,
+    f"{_FORGETTING} MemorizationScore._known: evidence.nll(PARAPHRASE)[0] -> evidence.nll(PARAPHRASE)[-1]": _ONE_FORM,
+    "metrics/fluency.py : 32 -> 33": _AT_A_TIME,
+    "metrics/fluency.py : 32 -> 31": _AT_A_TIME,
     "unlearnbench/anchoring.py pooled: found[0] -> found[1]": _SAME_NAMES,
     "unlearnbench/anchoring.py pooled: found[0] -> found[-1]": _SAME_NAMES,
     "metrics/unbiased_cka.py hsic_1: axis=0 -> axis=1": _SYMMETRIC,

@@ -46,8 +46,7 @@ def class_probability(folder: Path, texts: Sequence[str], clean_class: int) -> N
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     if clean_class >= model.config.num_labels:
         raise UserError(f"clean_class is {clean_class}; the classifier in {folder} has classes 0 to {model.config.num_labels - 1}")
-    found: list[NDArray[np.float64]] = []
-    model.eval()
+    found: list[NDArray[np.float64]] = []  # a model from a folder is in eval mode
     with torch.no_grad():
         for start in range(0, len(texts), BATCH):
             inputs = tokenizer(list(texts[start : start + BATCH]), return_tensors="pt", padding=True, truncation=True)

@@ -73,7 +73,7 @@ def test_a_classifier_gives_the_probability_of_its_clean_class(classifier: Path)
 def test_many_texts_come_back_in_order(classifier: Path) -> None:
     texts = [" ".join(["one", "two", "three"][: 1 + i % 3]) for i in range(70)]
     found = class_probability(classifier, texts, 0)
-    assert found.shape == (70,)
+    assert (found.shape, found.dtype) == ((70,), "float64")
     assert found == pytest.approx([class_probability(classifier, texts[i % 3 : i % 3 + 1], 0)[0] for i in range(70)], rel=1e-4)
 
 

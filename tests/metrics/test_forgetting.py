@@ -1,5 +1,6 @@
 """Forgetting, memorisation and privacy between the anchors: the parts by hand and by scikit-learn, both ends, and beyond."""
 
+import sys
 from types import SimpleNamespace
 from zlib import compress
 
@@ -57,20 +58,7 @@ def test_forgetting_is_the_way_from_the_originals_to_the_oracles(hits: str, para
 
 
 def test_forgetting_is_a_mean_over_rows_and_reads_two_needs() -> None:
-    rows = [known("1111", 0.8), known("0001", 0.1)]
-    stats = {
-        need: tuple(
-            Tokens(
-                np.concatenate([row.token_stats[need][j].logprob for row in rows]),
-                np.concatenate([row.token_stats[need][j].hit for row in rows]),
-                np.cumsum([0, *(len(row.token_stats[need][j].hit) for row in rows)]),
-            )
-            for j in range(len(rows[0].token_stats[need]))
-        )
-        for need in (ANSWER, PARAPHRASE)
-    }
-    ids = {"forget": ("a", "b")}
-    both = Evidence(ids=ids, clusters=ids, token_stats=stats)
+    both = rows(known("1111", 0.8), known("0001", 0.1))
     assert Forgetting().measure(both, AUDIT) == pytest.approx(0.5, rel=1e-6)
     assert Forgetting().wants(LANGUAGE) == (ANSWER, PARAPHRASE)
 
@@ -86,6 +74,33 @@ def test_memorisation_is_the_mean_agreement_with_the_oracles() -> None:
     # Strength .25, exact .5, paraphrase .5, truth ratio .5 / (.5 + .25).
     parts = (0.75, 1.0, 0.5, 1 - (2 / 3 - 0.5) / 0.3)
     assert made.measure(known("1001", 0.5, (0.25, 0.25)), audit) == pytest.approx(np.mean(parts), rel=1e-6)
+
+
+def rows(*seen: Evidence) -> Evidence:
+    """The rows of several, as one."""
+    stats = {}
+    for need, answers in seen[0].token_stats.items():
+        parts = [[one.token_stats[need][j] for one in seen] for j in range(len(answers))]
+        stats[need] = tuple(
+            Tokens(
+                np.concatenate([part.logprob for part in several]),
+                np.concatenate([part.hit for part in several]),
+                np.cumsum([0, *(len(part.hit) for part in several)]),
+            )
+            for several in parts
+        )
+    ids = {"forget": tuple(str(i) for i in range(len(seen)))}
+    return Evidence(ids=ids, clusters=ids, token_stats=stats)
+
+
+def test_memorisation_is_over_rows_and_leaves_the_end_token_out() -> None:
+    original, oracle = known("1111", 0.8, (0.2, 0.2)), known("1010", 0.2, (0.4, 0.1))
+    audit = Audit(originals=members("original", original), oracles=members("oracle", oracle))
+    # Strength 1/3 and 2/4, exact 2/3 and 3/4, paraphrase .3 and .4, truth ratio .6 and .5: none at an end of the scale.
+    model = rows(known("101", 0.3, (0.2, 0.2)), known("1011", 0.4, (0.4, 0.4)))
+    strength, exact = (1 / 3 + 1 / 2) / 2, (2 / 3 + 3 / 4) / 2
+    parts = (1 - strength, 1 - (exact - 0.5) / 0.5, 1 - 0.15 / 0.6, 1 - 0.05 / 0.3)
+    assert MemorizationScore().measure(model, audit) == pytest.approx(np.mean(parts), rel=1e-6)
 
 
 def test_forgetting_beyond_the_oracle_is_not_rewarded_and_one_part_at_0_hides_no_other() -> None:
@@ -158,6 +173,12 @@ def test_without_anchors_there_is_nothing_to_say(metric: type[Metric]) -> None:
             metric().measure(known("1001", 0.5), audit)
 
 
+def test_what_tells_nothing_is_shown() -> None:
+    audit = Audit(originals=members("original", known("1000", 0.2)), oracles=members("oracle", known("1001", 0.5)))
+    with pytest.raises(NotMeasurable, match=r"paraphrase probability does not tell the original \(0.1\) from the oracle \(0.375\)"):
+        Forgetting().measure(known("1001", 0.5), audit)
+
+
 def test_the_part_that_tells_nothing_is_named() -> None:
     audit = Audit(originals=members("original", known("1111", 0.5)), oracles=members("oracle", known("1110", 0.5)))
     with pytest.raises(NotMeasurable, match=r"paraphrase probability does not tell the original \(0.5\) from the oracle \(0.5\)"):
@@ -168,4 +189,5 @@ def test_the_part_that_tells_nothing_is_named() -> None:
 def test_facts(metric: type[Metric], bounded: bool) -> None:
     made = metric()
     assert (made.level, made.side, made.direction, made.headline) == (Threat.T0, "forget", "lower", False)
-    assert (made.bounds == (0.0, 1.0)) == bounded
+    assert made.bounds == ((0.0, 1.0) if bounded else (-sys.float_info.max, sys.float_info.max))
+    assert PrivacyScore().share == 0.4
