@@ -1,7 +1,7 @@
 """KL minimisation, SimNPO, UNDIAL, CE-U, WGA, SatImp, PDU: their paths against a plain loop over single rows, and their limits."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unlearnbench.api import Batch, Method, MethodView, UserError
+from unlearnbench.api import Batch, Method, MethodView, Split, UserError
 from unlearnbench.fields import FieldError, construct
 from unlearnbench.finetuning import TrainedMethod, paired, shuffled
 from unlearnbench.layers import model_hash
+from unlearnbench.losses import answer_lengths
 from unlearnbench.methods import pdu
 from unlearnbench.methods.ceu import CEU
 from unlearnbench.methods.grad_diff import GradDiff
@@ -23,7 +24,9 @@ from unlearnbench.methods.pdu import PDU
 from unlearnbench.methods.simnpo import SimNPO
 from unlearnbench.methods.undial import UNDIAL
 from unlearnbench.methods.weighted_ascent import WGA, SatImp
+from unlearnbench.scenarios.language import TextData
 from unlearnbench.testing import in_training, tiny_language_model, tiny_language_view
+from unlearnbench.unlearning_losses import skip_first
 
 VIEW = in_training(tiny_language_view(), optimizer="sgd", momentum=0.0)
 EVERY = [KLMinimization, SimNPO, UNDIAL, CEU, WGA, SatImp, PDU]
@@ -156,6 +159,31 @@ def test_the_path_of_ceu_equals_a_plain_loop_over_single_rows(skip: int) -> None
     loss = of_rows(without_answer(skip))
     expected = plain(shuffled(VIEW.forget.train, 3, seed=0), lambda model, frozen, rows, others: loss(model, frozen, rows), epochs=3)
     torch.testing.assert_close(unlearned(CEU(**SHORT, skip=skip)), expected, rtol=1e-6, atol=1e-8)
+
+
+class Shortened(TextData):
+    """Rows of which all but the first of a batch have an answer of one token."""
+
+    def batch(self, index: Sequence[int] | Tensor) -> Batch:
+        batch = super().batch(index)
+        batch["labels"][1:] = torch.where(skip_first(batch["labels"], 1) == -100, batch["labels"], -100)[1:]
+        return batch
+
+
+def test_an_answer_that_ceu_skips_whole_adds_nothing() -> None:
+    whole = VIEW.forget.train
+    assert isinstance(whole, TextData)
+    rows = Shortened(whole.examples, whole.encoder)
+    size = len(rows)
+    assert answer_lengths(rows.batch(range(size))["labels"])[1:].tolist() == [1] * (size - 1)
+
+    def step(model: nn.Module, frozen: nn.Module, forget: Batch, retain: Batch) -> Tensor:
+        z, y = answers(model, forget)[0]
+        return without_answer(1)(z, y, z) / size
+
+    method = CEU(lr=LR, epochs=3, batch_size=size)
+    view = replace(VIEW, forget=Split(train=rows, eval=rows))
+    torch.testing.assert_close(unlearned(method, view), plain(shuffled(rows, size, seed=0), step, epochs=3), rtol=1e-6, atol=1e-8)
 
 
 def constrained(limit: float, warmup: int, seen: list[float]) -> list[Tensor]:
