@@ -85,3 +85,24 @@ def test_under_autocast_the_shifted_weights_are_used_and_then_the_first_again() 
     assert seen[0].dtype == torch.bfloat16
     assert float((seen[1] - seen[0]).abs().max().detach()) > 0.1
     assert torch.equal(after, seen[0])
+
+
+def test_the_gradient_of_several_parameters_is_each_ones_own() -> None:
+    a, b = nn.Parameter(draw(3, seed=6)), nn.Parameter(draw(2, 2, seed=7))
+    found = torch.autograd.grad(sharp(lambda: a.pow(4).sum() + b.pow(4).sum(), [a, b], 0.2), [a, b])
+    here = [4 * part.detach() ** 3 for part in (a, b)]
+    length = torch.cat([part.flatten() for part in here]).norm()
+    expected = [4 * (part.detach() + 0.2 * up / length) ** 3 for part, up in zip((a, b), here, strict=True)]
+    torch.testing.assert_close(list(found), expected, rtol=1e-12, atol=0)
+
+
+def test_a_short_gradient_is_stretched_too() -> None:
+    (part,) = perturbation([torch.tensor([3e-9, 4e-9], dtype=torch.float64)], rho=0.5)
+    torch.testing.assert_close(part, torch.tensor([0.3, 0.4], dtype=torch.float64))
+
+
+def test_offsets_must_be_as_many_as_the_parameters() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    for offsets in ([], [torch.ones(2), torch.ones(2)]):
+        with pytest.raises(ValueError, match="zip"), shifted([parameter], offsets):
+            pass
