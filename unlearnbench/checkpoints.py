@@ -8,6 +8,9 @@ with `load_checkpoint`. No code is ever named in a folder and run, and weights a
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +63,10 @@ def load_checkpoint(
     try:
         if not (place / DEPLOYED).exists():
             placed = {} if device_map is None else {"device_map": device_map}
-            model: nn.Module = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, **placed
-            )
+            with _bars():
+                model: nn.Module = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, **placed
+                )
             return model.eval()
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -76,6 +80,21 @@ def load_checkpoint(
         return load_model(place, build, (*inserts, *_known(place)))
     except ValueError as error:
         raise UserError(_first_line(error)) from error
+
+
+@contextmanager
+def _bars() -> Iterator[None]:
+    """Transformers' own progress bars on a terminal alone."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _known(folder: Path) -> tuple[type[Inserted], ...]:
@@ -104,7 +123,8 @@ def save_checkpoint(model: nn.Module, tokenizer: Any, folder: Path, *, method: s
         if getattr(base, "generation_config", None) is not None:
             base.generation_config.save_pretrained(folder)
     else:
-        model.save_pretrained(folder)  # type: ignore[operator]
+        with _bars():
+            model.save_pretrained(folder)  # type: ignore[operator]
 
 
 def is_wrapped(folder: Path) -> bool:

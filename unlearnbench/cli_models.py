@@ -67,7 +67,7 @@ def unlearn(
                 forget=forget,
                 retain=retain,
                 fields=unlearning.fields_of(sets),
-                template={"style": "chat", "system": system} if chat else {},
+                template={"style": "chat", "system": system} if chat else {"style": "plain"},
                 out=folder,
                 seed=seed,
                 device=place,
