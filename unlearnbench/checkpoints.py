@@ -89,12 +89,12 @@ def _bars() -> Iterator[None]:
 
     shown = logging.is_progress_bar_enabled()
     if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _known(folder: Path) -> tuple[type[Inserted], ...]:
