@@ -78,6 +78,7 @@ EQUIVALENT = {
     f"{_FORGETTING} _paraphrase: evidence.nll(PARAPHRASE)[0] -> evidence.nll(PARAPHRASE)": _ONE_FORM,
     f"{_FORGETTING} _paraphrase: evidence.nll(PARAPHRASE)[0] -> evidence.nll(PARAPHRASE)[-1]": _ONE_FORM,
     f"{_FORGETTING} MemorizationScore._known: evidence.nll(PARAPHRASE)[0] -> evidence.nll(PARAPHRASE)[-1]": _ONE_FORM,
+    "metrics/fluency.py class_probability: -1 -> 1": "logits have two axes",
     "metrics/fluency.py : 32 -> 33": _AT_A_TIME,
     "metrics/fluency.py : 32 -> 31": _AT_A_TIME,
     "unlearnbench/anchoring.py pooled: found[0] -> found[1]": _SAME_NAMES,

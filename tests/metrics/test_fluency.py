@@ -1,5 +1,6 @@
 """Fluency of generations: by entropy, and by a tiny classifier of our own."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,7 +52,8 @@ def test_entropy_by_default() -> None:
     made = Fluency(split="retain")
     assert made.wants(SimpleNamespace(modality="language")) == (Need(what="generation", split="retain"),)
     assert made.measure(evidence(), AUDIT) == {row: ngram_entropy(text) for row, text in zip("abc", TEXTS, strict=True)}
-    assert (made.side, made.headline, made.curve) == ("diagnostic", False, False)
+    assert (made.side, made.headline, made.curve, made.clean_class) == ("diagnostic", False, False, 0)
+    assert made.bounds == (0.0, sys.float_info.max)
 
 
 def test_a_classifier_gives_the_probability_of_its_clean_class(classifier: Path) -> None:
