@@ -18,7 +18,19 @@ from typer.core import TyperGroup
 
 from unlearnbench import __version__
 from unlearnbench.cli_models import evaluate, unlearn
-from unlearnbench.cli_options import Device, DeviceOption, Dtype, DtypeOption, StoreOption, Verbose, Workers, cores, device_of, folder_of
+from unlearnbench.cli_options import (
+    STORE,
+    Device,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    StoreOption,
+    Verbose,
+    Workers,
+    cores,
+    device_of,
+    folder_of,
+)
 from unlearnbench.views import UserError
 
 if TYPE_CHECKING:
@@ -85,7 +97,6 @@ Seeds = Annotated[str | None, typer.Option(metavar="0,1,...", help="Training see
 Methods = Annotated[
     list[str], typer.Option("--method", metavar="NAME_OR_PATH", help="Add a method to every track that it supports; may be repeated.")
 ]
-STORE = "runs/store"
 
 
 def _show_version(asked: bool) -> None:

@@ -7,12 +7,25 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from unlearnbench.cli_options import Device, DeviceOption, Dtype, Verbose, Workers, cores, device_of, folder_of
+from unlearnbench.cli_options import (
+    STORE,
+    Device,
+    DeviceOption,
+    Dtype,
+    StoreOption,
+    Verbose,
+    Workers,
+    cores,
+    device_of,
+    folder_of,
+)
 from unlearnbench.views import UserError
+
+PRECISIONS = {Dtype.fp32: "float32", Dtype.bf16: "bfloat16"}
 
 
 class Benchmark(StrEnum):
@@ -83,53 +96,98 @@ def evaluate(
     model: Annotated[str, typer.Option(metavar="DIR", help="The checkpoint: a folder that from_pretrained opens, or a hub name.")],
     scenario: Annotated[Benchmark, typer.Option(help="What it was to forget.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")],
-    profile: Annotated[Profile, typer.Option(help="Whose conventions, metrics and files.")],
     forget: Annotated[str, typer.Option(metavar="NAME", help="TOFU's forget set: forget01, forget05 or forget10.")] = "forget10",
     corpus: Annotated[str, typer.Option(metavar="NAME", help="MUSE's corpus: news or books.")] = "news",
     oracle: Annotated[
         str | None, typer.Option(metavar="DIR", help="The model retrained without the forget set, which is evaluated too.")
     ] = None,
-    oracle_log: Annotated[Path | None, typer.Option(metavar="FILE", help="Its results instead, such as its TOFU_EVAL.json.")] = None,
+    oracle_log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its results instead, such as its TOFU_EVAL.json (with --profile).")
+    ] = None,
     reference_model: Annotated[str | None, typer.Option(metavar="DIR", help="The model of the reference attack.")] = None,
     data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="The data set's folder instead of the hub.")] = None,
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first N rows of every split.")] = None,
-    attacks: Annotated[str | None, typer.Option(metavar="LIST", help="Membership attacks by name, separated by commas.")] = None,
+    attacks: Annotated[str | None, typer.Option(metavar="LIST", help="Attacks by name, separated by commas.")] = None,
+    profile: Annotated[Profile | None, typer.Option(help="Another program's conventions, metrics and files instead of ours.")] = None,
     workers: Workers = None,
     device: DeviceOption = Device.auto,
     dtype: Annotated[Dtype, typer.Option(help="Precision of the model.")] = Dtype.fp32,
+    store: StoreOption = STORE,
     verbose: Verbose = False,
 ) -> None:
-    """Evaluate a checkpoint of your own; nothing is trained.
+    """Evaluate a checkpoint of your own; nothing is trained but what an attack trains.
 
-    With open-unlearning's conventions it writes that program's files: TOFU_EVAL.json and TOFU_SUMMARY.json, or MUSE_EVAL.json and
-    MUSE_SUMMARY.json.
+    Writes a record and shows its table. With open-unlearning's profile it writes that program's files: TOFU_EVAL.json and
+    TOFU_SUMMARY.json, or MUSE_EVAL.json and MUSE_SUMMARY.json.
 
-    [bold]TOFU:[/bold] unlearnbench evaluate --model DIR --scenario tofu --forget forget10 --oracle-log retain/TOFU_EVAL.json
-    --profile open-unlearning --out results
+    [bold]TOFU:[/bold] unlearnbench evaluate --model DIR --scenario tofu --forget forget10 --oracle RETAIN --out results
 
-    [bold]MUSE:[/bold] unlearnbench evaluate --model DIR --scenario muse --corpus books --profile open-unlearning --out results
+    [bold]As open-unlearning:[/bold] unlearnbench evaluate --model DIR --scenario muse --profile open-unlearning --out results
     """
     from rich.console import Console
 
     folder, place = folder_of(out), device_of(device)
-    from unlearnbench import evaluating, terminal
+    named = None if attacks is None else tuple(name.strip() for name in attacks.split(",") if name.strip())
+    from unlearnbench import terminal
 
     console = Console(stderr=True)
     with terminal.logging_to(console, verbose), terminal.Reporter(console, f"evaluate {scenario.value}"):
-        text = evaluating.evaluate_with_profile(
-            scenario=scenario.value,
-            model=model,
-            forget=forget,
-            corpus=corpus,
-            oracle=oracle,
-            oracle_log=oracle_log,
-            reference=reference_model,
-            data_dir=data_dir,
-            limit=limit,
-            attacks=None if attacks is None else tuple(name.strip() for name in attacks.split(",")),
-            workers=(workers or cores()) if place == "cpu" else 1,
-            device=place,
-            dtype=dtype.value,
-            out=folder,
-        )
+        if profile is not None:
+            text = _as_open_unlearning(
+                _suite(scenario, forget, corpus, data_dir, limit),
+                folder,
+                model=(model, place, PRECISIONS[dtype]),
+                oracle=oracle,
+                oracle_log=oracle_log,
+                reference=reference_model,
+                attacks=named,
+                workers=(workers or cores()) if place == "cpu" else 1,
+            )
+        else:
+            if oracle_log is not None:
+                raise UserError("--oracle-log is read with --profile open-unlearning; our own metrics take the model itself, by --oracle")
+            text = _by_our_metrics(
+                folder,
+                {
+                    "scenario": scenario.value,
+                    "request": forget if scenario is Benchmark.tofu else "forget",
+                    "fields": {"data_dir": data_dir, "limit": limit, **({"corpus": corpus} if scenario is Benchmark.muse else {})},
+                    "model": model,
+                    "oracle": oracle,
+                    "reference": reference_model,
+                    "attacks": named,
+                },
+                store=store,
+                device=place,
+                dtype=dtype.value,
+            )
     typer.echo(text)
+
+
+def _suite(scenario: Benchmark, forget: str, corpus: str, data_dir: str | None, limit: int | None) -> Any:
+    from unlearnbench.open_unlearning_muse import MuseSuite
+    from unlearnbench.open_unlearning_tofu import TofuSuite
+
+    return TofuSuite(forget, data_dir, limit) if scenario is Benchmark.tofu else MuseSuite(corpus, data_dir, limit)
+
+
+def _as_open_unlearning(suite: Any, out: Path, *, model: tuple[str, str, str], **options: Any) -> str:
+    """The aggregates, one a line, and where the files are."""
+    from unlearnbench.open_unlearning_eval import Request, summary, write
+    from unlearnbench.open_unlearning_eval import evaluate as evaluated
+    from unlearnbench.open_unlearning_pass import Model
+
+    groups = evaluated(Request(suite=suite, model=Model(*model), **options))
+    written = write(suite, groups, out)
+    lines = [f"{name:<24} {value:.6g}" for name, value in summary(suite, groups).items()]
+    return "\n".join([*lines, f"written: {', '.join(map(str, written))}"])
+
+
+def _by_our_metrics(out: Path, checkpoint: dict[str, Any], **options: Any) -> str:
+    """The table."""
+    from unlearnbench import report
+    from unlearnbench.evaluating import Checkpoint
+    from unlearnbench.evaluating import evaluate as evaluated
+
+    records = evaluated(Checkpoint(**checkpoint), out=out, **options)
+    return f"{report.leaderboard(out)}\nwritten: {', '.join(str(out / record.filename) for record in records)}"

@@ -32,6 +32,7 @@ DeviceOption = Annotated[Device, typer.Option(help="Where models run; auto takes
 DtypeOption = Annotated[Dtype, typer.Option(help="Precision of training.")]
 StoreOption = Annotated[str, typer.Option(metavar="URL", help="Where models and evidence are kept: a folder or an fsspec URL.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what is done, and errors in full.")]
+STORE = "runs/store"
 
 
 def folder_of(out: Path) -> Path:

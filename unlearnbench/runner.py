@@ -289,7 +289,7 @@ def _scored(workshop: Workshop, job: TrialJob, key: str) -> tuple[Record, list[I
     record = Record(
         key=key,
         status="done",
-        trial=_info(trial),
+        trial=info_of(trial),
         cells=tuple(scores.cells),
         anchors=job.anchors,
         provenance={**provenance(trial, settings), "model": model_hash(workshop.model(trial.source))},
@@ -315,7 +315,8 @@ def _published(store: Store, job: TrialJob, key: str, out: Path, settings: Setti
     return record
 
 
-def _info(trial: Trial | Skipped) -> TrialInfo:
+def info_of(trial: Trial | Skipped) -> TrialInfo:
+    """A trial as its record tells it."""
     scenario = trial.place.open()
     request = scenario.asked()
     anchor = isinstance(trial, Trial) and trial.role in ("original", "oracle")
@@ -344,7 +345,7 @@ def _failed(job: TrialJob, key: str, reason: str, settings: Settings) -> Record:
         key=key,
         status="failed",
         reason=reason,
-        trial=_info(job.trial),
+        trial=info_of(job.trial),
         anchors=job.anchors,
         provenance=provenance(job.trial, settings),
         volatile=machine(settings.device),
@@ -354,4 +355,4 @@ def _failed(job: TrialJob, key: str, reason: str, settings: Settings) -> Record:
 def _skipped(skip: Skipped) -> Record:
     labels = [skip.place.scenario.label, skip.method.label]
     key = content_key({"what": "skipped", "place": skip.place.identity(), "labels": labels, "fields": skip.method.fields})
-    return Record(key=key, status="skipped", reason=skip.reason, trial=_info(skip), anchors={}, provenance={})
+    return Record(key=key, status="skipped", reason=skip.reason, trial=info_of(skip), anchors={}, provenance={})

@@ -111,7 +111,11 @@ def allowed(metric: str, path: tuple[str, ...], value: float, theirs: Mapping[st
     if metric == "mia_zlib":
         # A text compresses to 8 bytes at least; a row's own length is its loss over its score.
         return LOSS / 8 if path[-1] == "agg_value" else LOSS * value / theirs["mia_loss"][path[0]]["value_by_index"][path[2]]["score"]
-    if metric.startswith("mia_min_k"):
+    if metric == "mia_min_k_plus_plus":
+        # Where the model is sure of another token, scores of 15 and more divide by small variances: there single precision moves
+        # theirs and ours by as much, each away from double precision.
+        return max(LOWEST, 4e-6 * abs(value))
+    if metric == "mia_min_k":
         return LOWEST
     return abs(value) * (NORM if metric == "mia_gradnorm" else RELATIVE)
 

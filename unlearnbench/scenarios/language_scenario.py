@@ -130,6 +130,10 @@ class LanguageScenario(Scenario):
 
     # ------------------------------------------------------------------------------------------------------------------ evidence
 
+    def scored_rows(self) -> int | None:
+        """How many rows of a split are scored, its first; None for all."""
+        return None
+
     def rows(self, name: str, data: TextData, rewrite: Callable[[Any], Any] | None) -> Rows:
         """The rows of a split as the evidence pass wants them, checked to fit the model's context.
 
@@ -156,6 +160,8 @@ class LanguageScenario(Scenario):
             data = self.split(name)
             if name == "forget" and only is not None:
                 data = data.take([i for i, row in enumerate(data.ids) if row in only])
+            if (first := self.scored_rows()) is not None:
+                data = data.take(range(min(first, len(data))))
             splits[name] = self.rows(name, data, rewrite)
         return text_evidence(
             model,

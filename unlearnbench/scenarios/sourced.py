@@ -35,6 +35,8 @@ class SourcedScenario(LanguageScenario):
     """Where models come from: source scratch, finetuned or ready, and its settings."""
     prompts: Prompts = Plain()
     """How questions are put: style plain or chat, and its settings."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """How many rows of every split are scored, its first; None for all."""
     shadow: int | None = None
     """Number of another random forget set of the request's size; None is the request's own."""
     step: Annotated[int, Field(ge=0)] = 0
@@ -51,6 +53,10 @@ class SourcedScenario(LanguageScenario):
     @abstractmethod
     def retained_clusters(self) -> tuple[str, ...]:
         """The clusters that a model is trained on and that nothing asks to forget, all steps so far considered, in a fixed order."""
+
+    def scored_rows(self) -> int | None:
+        """See `LanguageScenario.scored_rows`."""
+        return self.limit
 
     # ------------------------------------------------------------------------------------------------------------------ requests
 
