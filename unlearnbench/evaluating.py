@@ -1,7 +1,7 @@
 """`unlearnbench evaluate` by our own metrics: a checkpoint scored as the trial of a scenario, with a record and a table.
 
 The checkpoint stands where a suite's original stands, an oracle that is given beside it. The file knows which metrics and attacks are
-taken by default; nothing of formulas.
+taken; nothing of formulas.
 """
 
 from __future__ import annotations
@@ -28,6 +28,26 @@ from unlearnbench.store import Store
 from unlearnbench.trial import Place, Settings, Trained, Trial, trial_key
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
+_TOFU_UTILITY = {"splits": ["retain", "real_authors", "world_facts"]}
+METRICS: dict[str, tuple[tuple[str, str, dict[str, Any]], ...]] = {
+    "tofu": (
+        *((name, name, {}) for name in ("probability", "rouge", "truth_ratio_closer_to_1", "extraction_strength", "exact_memorization")),
+        *((name, name, {}) for name in ("forget_quality", "forget_distance", "privleak", "memorization_score", "privacy_score", "fluency")),
+        ("retain_probability", "probability", {"split": "retain"}),
+        ("retain_rouge", "rouge", {"split": "retain"}),
+        ("model_utility", "model_utility", _TOFU_UTILITY),
+        ("utility_score", "utility_score", _TOFU_UTILITY),
+    ),
+    "muse": (
+        ("verbmem", "verbmem", {"split": "verbmem"}),
+        ("knowmem", "knowmem", {"split": "knowmem"}),
+        ("retain_knowmem", "knowmem", {"split": "retain_knowmem"}),
+        ("extraction_strength", "extraction_strength", {"split": "verbmem"}),
+        ("exact_memorization", "exact_memorization", {"split": "verbmem"}),
+        ("privleak", "privleak", {}),
+    ),
+}
+"""Scenario -> its benchmark's metrics: label, name and fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +55,7 @@ class Checkpoint:
     """A checkpoint and what it is compared with.
 
     Attributes:
-        scenario: name of a scenario whose models may be ready-made.
+        scenario: tofu or muse.
         request: what the checkpoint was to forget.
         fields: of the scenario, such as data_dir.
         model: folder or hub name.
@@ -93,7 +113,7 @@ def _trials(checkpoint: Checkpoint, dtype: str) -> list[Trial]:
     oracles = pool[:1] if checkpoint.oracle is not None else ()
     attacks = _attacks(checkpoint, scenario)
     banks = {attack.label: pool[-1:] for attack in attacks if attack.name == "reference_attack"}
-    metrics = tuple(_metrics(scenario))
+    metrics = tuple(_spec("metrics", name, registry.make("metrics", name, fields), label) for label, name, fields in METRICS[spec.name])
 
     def trial(role: Literal["original", "oracle"], source: Trained) -> Trial:
         method = PluginSpec(name=role, label=role, fields={})
@@ -113,18 +133,9 @@ def _trials(checkpoint: Checkpoint, dtype: str) -> list[Trial]:
     return [trial("original", original[0]), *(trial("oracle", oracle) for oracle in oracles)]
 
 
-def _spec(group: registry.Group, name: str, plugin: Plugin) -> PluginSpec:
-    return PluginSpec(name=name, label=name, fields={field: value for field, value in resolved(plugin).items() if field != "request"})
-
-
-def _metrics(scenario: Scenario) -> list[PluginSpec]:
-    """Every registered metric that says something of the scenario and needs no population of models."""
-    found = []
-    for entry in registry.entries("metrics"):
-        metric = registry.make("metrics", entry.name, {})
-        if metric.supports(scenario) is None and metric.bank is None:
-            found.append(_spec("metrics", entry.name, metric))
-    return found
+def _spec(group: registry.Group, name: str, plugin: Plugin, label: str | None = None) -> PluginSpec:
+    fields = {field: value for field, value in resolved(plugin).items() if field != "request"}
+    return PluginSpec(name=name, label=label or name, fields=fields)
 
 
 def _attacks(checkpoint: Checkpoint, scenario: Scenario) -> tuple[PluginSpec, ...]:
