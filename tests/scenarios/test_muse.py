@@ -90,6 +90,17 @@ def test_few_texts_are_those_that_verbatim_rows_belong_to(folder: Path) -> None:
         assert row.cluster in scenario.forget_rows()
 
 
+def test_a_prompt_reaches_back_as_far_as_the_context_does(folder: Path) -> None:
+    long, short = (muse(folder, models={**TINY, "context": context}) for context in (700, 120))
+    for row, cut in zip(long.split("verbmem").examples, short.split("verbmem").examples, strict=True):
+        assert row.answer == cut.answer
+        assert row.question.endswith(" " + cut.question)
+        encoder = short.split("verbmem").encoder
+        words = row.question.split()[-len(cut.question.split()) - 1 :]
+        assert len(encoder.pair(cut.question, cut.answer).input_ids) <= 120
+        assert len(encoder.prompt_ids(" ".join(words))) + len(encoder.answer_ids(row.answer)) > 119
+
+
 def test_texts_without_a_verbatim_row_are_asked_for_their_last_words(folder: Path) -> None:
     scenario = muse(folder, "validation")
     rows = scenario.split("verbmem").examples

@@ -7,7 +7,8 @@ Zhang. 2024, arXiv 2407.06460. Rows are those of `muse_data`. Deviations:
   scaling requests are unions of the first three folds, and sustainability is their sequence. Texts count once, by content.
 - The validation request, which MUSE does not have, names half of the retained texts, or `max_documents` of them if that is less.
 - With `max_documents` a fold is that many texts, those with rows of verbatim memory first; such a row then begins where its text does,
-  and rows of membership are the texts' first passages, as they are for every request but `forget` in full.
+  or as far back as the context reaches. Rows of membership are then the texts' first passages, as they are for every request but
+  `forget` in full.
 - Texts that no row of verbatim memory belongs to are asked for the last 64 words of their first passage.
 - A small model learns no facts from texts alone: with `questions` it is taught the questions too, those on what is to be forgotten as
   part of the request.
@@ -28,7 +29,7 @@ from unlearnbench.api import Data, Plan, Request, Split, UserError
 from unlearnbench.scenarios.hub_data import find
 from unlearnbench.scenarios.language import Encoder, TextData
 from unlearnbench.scenarios.muse_data import Corpus, read_corpus
-from unlearnbench.scenarios.passages import MixedData, corpus_rows, head, raw
+from unlearnbench.scenarios.passages import MixedData, corpus_rows, head, raw, tail
 from unlearnbench.scenarios.sourced import SourcedScenario, halves
 from unlearnbench.scenarios.text import Example
 from unlearnbench.scenarios.text_evidence import Generation, Rows
@@ -161,7 +162,8 @@ class Muse(SourcedScenario):
         corpus, forgotten = self._corpus(), self.forget_rows()
         if self._official():
             return list(corpus.verbatim)
-        rows = [row for row in corpus.verbatim_within if row.cluster in forgotten]
+        within = [row for row in corpus.verbatim_within if row.cluster in forgotten]
+        rows = [replace(row, question=tail(self._raw(), row.question, row.answer)) for row in within]
         known = {row.cluster for row in rows}
         for row in self._documents(sorted(forgotten - known), first_only=True).examples:
             words = row.answer.split(" ")

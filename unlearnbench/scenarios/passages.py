@@ -6,7 +6,8 @@ Knows tokens and row numbers; nothing of a data set.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from math import ceil
 
@@ -48,18 +49,34 @@ def passages(encoder: Encoder, text: str, longest: int = 2048) -> tuple[str, ...
 @cache
 def head(encoder: Encoder, text: str, longest: int = 2048) -> str:
     """As many words of a text, from its first on, as fit the context and `longest` tokens; see `passages`."""
-    limit = _limit(encoder, longest)
     words = re.findall(r"\s*\S+(?:\s+$)?", text)
-    fitting, beyond = 0, len(words) + 1
+    limit = _limit(encoder, longest)
+    n = _most(len(words), lambda n: len(encoder.answer_ids("".join(words[:n]))) <= limit)
+    if not n:
+        raise UserError(f"the text {text[:40]!r} begins with a word that does not fit the context behind the prefix: {limit} tokens")
+    return "".join(words[:n])
+
+
+@cache
+def tail(encoder: Encoder, text: str, answer: str) -> str:
+    """As many words of a text, from its last back, as fit the context with the answer that follows them."""
+    words = re.findall(r"\S+\s*", text)
+    limit = (encoder.max_length or sys.maxsize) - len(encoder.answer_ids(answer)) - 1
+
+    def fits(n: int) -> bool:
+        return len(encoder.prompt_ids(encoder.template.prompt_text("".join(words[len(words) - n :])))) <= limit
+
+    n = _most(len(words), fits)
+    return text if n == len(words) else "".join(words[len(words) - n :])
+
+
+def _most(n: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to n that fits, where all smaller ones do."""
+    fitting, beyond = 0, n + 1
     while beyond - fitting > 1:
         middle = (fitting + beyond) // 2
-        if len(encoder.answer_ids("".join(words[:middle]))) <= limit:
-            fitting = middle
-        else:
-            beyond = middle
-    if not fitting:
-        raise UserError(f"the text {text[:40]!r} begins with a word that does not fit the context behind the prefix: {limit} tokens")
-    return "".join(words[:fitting])
+        fitting, beyond = (middle, beyond) if fits(middle) else (fitting, middle)
+    return fitting
 
 
 def _limit(encoder: Encoder, longest: int) -> int:
