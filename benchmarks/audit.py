@@ -2,7 +2,8 @@
 
     unlearnbench run configs/audit-authors.yaml --out results/audit-authors
     unlearnbench run configs/audit-digits.yaml --out results/audit-digits
-    python benchmarks/audit.py results/audit-authors results/audit-digits
+    unlearnbench run configs/audit-requests.yaml --out results/audit-requests
+    python benchmarks/audit.py
 
 For each request and column: the share of oracles whose 95 % prediction interval of the gap to the others excludes 0, and whether the
 originals' does. Exits with 1 if more than 8 % of all intervals exclude 0, if more than 20 % of one column's do, or if an original passes
@@ -31,7 +32,8 @@ def main(folders: list[str]) -> int:
     for folder in folders:
         records = read_records(Path(folder))
         for board in boards(records):
-            mine = [record for record in records if (record.trial.scenario, record.trial.request) == (board.scenario, board.request)]
+            here = (board.scenario, board.request, board.step)
+            mine = [record for record in records if (record.trial.scenario, record.trial.request, record.trial.step) == here]
             diagnostic = {(cell.metric, None) for record in mine for cell in record.cells if cell.side == "diagnostic"}
             for column in [*board.columns, *sorted(diagnostic)]:
                 oracles = _values(mine, "oracle", column)
@@ -45,7 +47,7 @@ def main(folders: list[str]) -> int:
                 share = sum(out) / len(out)
                 headline = column in board.headline and board.signal
                 verdict = f"{'fails' if all(caught) else 'PASSES'}{'' if headline else ' (no headline)'}"
-                place = f"{board.scenario}/{board.request}"
+                place = f"{board.scenario}/{board.request}{f' step {board.step + 1}' if board.step else ''}"
                 print(f"{place:24} {name:32} {len(oracles):8} {share:9.1%} {np.mean(oracles):12.3f} {np.mean(originals):9.3f} {verdict}")
                 if share > ONE and len(oracles) >= 20:
                     wrong.append(f"{place} {name}: {share:.1%} of the oracles fail their own audit, more than {ONE:.0%}")
@@ -65,4 +67,4 @@ def _values(records: list[Record], role: str, column: Column) -> list[float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] or ["results/audit-authors", "results/audit-digits"]))
+    sys.exit(main(sys.argv[1:] or ["results/audit-authors", "results/audit-digits", "results/audit-requests"]))
