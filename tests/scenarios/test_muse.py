@@ -137,6 +137,8 @@ def test_questions_come_after_shots_and_end_while_texts_do_not(folder: Path) -> 
     assert prompt.endswith("\n\nQuestion: forget_qa question 0?\nAnswer:")
     assert prompt.count("Question:") == 11
     assert rows["retain_knowmem"].prompts["question"][0].startswith("Question: retain2_qa_icl question 0?")
+    bare = muse(folder, shots=0)
+    assert bare.rows("knowmem", bare.split("knowmem"), None).prompts["question"][0] == "Question: forget_qa question 0?\nAnswer:"
     assert {name: row.ends for name, row in rows.items()} == {
         **dict.fromkeys(("forget", "retain", "holdout", "verbmem"), False),
         **dict.fromkeys(("knowmem", "retain_knowmem"), True),

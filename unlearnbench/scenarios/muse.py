@@ -28,7 +28,7 @@ from pydantic import Field
 from unlearnbench.api import Data, Plan, Request, Split, UserError
 from unlearnbench.scenarios.hub_data import find
 from unlearnbench.scenarios.language import Encoder, TextData
-from unlearnbench.scenarios.muse_data import Corpus, read_corpus
+from unlearnbench.scenarios.muse_data import N_SHOTS, Corpus, read_corpus
 from unlearnbench.scenarios.passages import MixedData, corpus_rows, head, raw, tail
 from unlearnbench.scenarios.sourced import SourcedScenario, halves
 from unlearnbench.scenarios.text import Example
@@ -59,6 +59,8 @@ class Muse(SourcedScenario):
     """How many texts of the retain set exist at all; by default as many as of a fold."""
     questions: bool = False
     """Teach questions beside texts."""
+    shots: Annotated[int, Field(ge=0, le=N_SHOTS)] = N_SHOTS
+    """How many questions and answers come before each question; a model that is taught the questions one by one needs none."""
     prefix: str = ""
     """What a text is conditioned on; "" is the token that begins a sequence."""
 
@@ -137,7 +139,7 @@ class Muse(SourcedScenario):
         """See `Scenario.split`."""
         corpus, encoder = self._corpus(), self._raw()
         if name in corpus.knowmem:
-            shots = [(row["question"], row["answer"]) for row in corpus.shots[name]]
+            shots = [(row["question"], row["answer"]) for row in corpus.shots[name][: self.shots]]
             return TextData(corpus.knowmem[name], self.encoder().using(self.encoder().template.with_shots(shots)))
         if name == "verbmem":
             return TextData(self._verbatim(), encoder)
