@@ -68,9 +68,10 @@ def limit(shown: int, held: int) -> list[str]:
 
 
 def had_log(theirs: Mapping[str, Any]) -> bool:
-    """Whether a retain model's log was given: PrivLeak is not what it is against an area of one half."""
-    alone = 200 * (0.5 - theirs["mia_min_k"]["auc"])
-    return abs(theirs["privleak"]["agg_value"] - alone) > 1e-6
+    """Whether a retain model's log was given: there is a forget quality, or PrivLeak is not what it is against an area of one half."""
+    if "forget_quality" in theirs:
+        return theirs["forget_quality"]["agg_value"] is not None
+    return bool(abs(theirs["privleak"]["agg_value"] - 200 * (0.5 - theirs["mia_min_k"]["auc"])) > 1e-6)
 
 
 def evaluate(conformance: Path, benchmark: str, name: str, data: Path, out: Path, *more: str) -> tuple[dict[str, Any], dict[str, Any]]:
