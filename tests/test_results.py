@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from unlearnbench import report
+from unlearnbench.config import load_suite
+from unlearnbench.formats import as_csv, markdown
+from unlearnbench.records import read_records
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "results" / "quickstart"
@@ -24,7 +31,6 @@ def test_one_trial_of_the_quickstart_comes_out_again(capsys: pytest.CaptureFixtu
 
 
 def test_verify_notices_a_changed_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import json
     import shutil
 
     copy = tmp_path / "quickstart"
@@ -45,3 +51,42 @@ def test_the_readme_shows_the_committed_tables() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "| rank |" in text
     assert filled(text, QUICKSTART) == text
+
+
+SUITES = sorted(path.parent for path in (ROOT / "results").rglob("suite.json"))
+
+
+@pytest.mark.parametrize("folder", SUITES, ids=lambda folder: str(folder.name))
+def test_committed_tables_are_what_their_records_say(folder: Path) -> None:
+    found = report.load(folder)
+    assert (folder / "leaderboard.md").read_text(encoding="utf-8") == markdown(found)
+    assert (folder / "leaderboard.csv").read_text(encoding="utf-8") == as_csv(found)
+    assert not [record.filename for record in read_records(folder) if record.status == "failed"]
+
+
+@pytest.mark.parametrize("folder", SUITES, ids=lambda folder: str(folder.name))
+def test_committed_suites_are_those_of_the_configs(folder: Path, tmp_path: Path) -> None:
+    committed = json.loads((folder / "suite.json").read_text(encoding="utf-8"))["suite"]
+    (tmp_path / "suite.yaml").write_text(json.dumps(committed), encoding="utf-8")  # JSON is YAML; fields that are new take their defaults
+    assert load_suite(tmp_path / "suite.yaml").document() == load_suite(ROOT / "configs" / f"{folder.name}.yaml").document()
+
+
+def test_no_language_method_is_there_only_in_name() -> None:
+    """Forgetting of at least half the way to the oracles with 80 % of their utility, but for three that cannot have both."""
+    records = read_records(ROOT / "results" / "authors-full")
+
+    def means(name: str) -> dict[str, float]:
+        values: dict[str, list[float]] = {}
+        for record in records:
+            cell = record.cell(name)
+            if cell is not None and cell.value is not None:
+                values.setdefault(record.trial.label, []).append(cell.value)
+        return {label: float(np.mean(found)) for label, found in values.items()}
+
+    methods = {record.trial.label for record in records if record.trial.role == "method"}
+    forgot, useful = means("forgetting"), means("model_utility")
+    short = {label for label in methods if forgot[label] < 0.5 or useful[label] < 0.8 * useful["oracle"]}
+    assert len(methods) >= 24
+    assert short == {"gradient_ascent", "kl", "mcu_rmu"}
+    assert abs(forgot["original"]) < 0.05
+    assert abs(forgot["oracle"] - 1) < 0.05
