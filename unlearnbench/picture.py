@@ -29,6 +29,8 @@ STYLES = {
 """Marker, colour and the legend's word for each role, in the legend's order."""
 PANEL = (5.4, 4.4)
 """Width and height of a panel in inches."""
+CROWD = 16
+"""A board of more rows gets larger panels."""
 LEGEND = 0.5
 """Height of the legend below all panels."""
 DPI = 110
@@ -53,13 +55,16 @@ def draw(found: Sequence[Board], path: Path) -> Path:
     shown = [board for board in found if board.signal] or list(found)
     columns = min(3, len(shown))
     lines = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * lines + LEGEND), dpi=DPI, layout="constrained")
+    # A panel of many rows needs room for their names.
+    width, height = (side * (1.0 if max(len(board.rows) for board in shown) <= CROWD else 1.6) for side in PANEL)
+    wide = width * columns
+    figure = Figure(figsize=(wide, height * lines + LEGEND * (1 if wide > 2 * PANEL[0] else 1.5)), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     placed = [_panel(axis, board) for axis, board in zip(axes, shown, strict=False)]
     for axis in axes[len(shown) :]:
         axis.set_visible(False)
-    _legend(figure, {point.role for points in placed for point in points})
+    _legend(figure, {point.role for points in placed for point in points}, in_line=4 if wide > 1.4 * PANEL[0] else 2)
     figure.draw_without_rendering()  # lays the panels out, so that labels can be placed in pixels
     for axis, points in zip(axes, placed, strict=False):
         _label(axis, points)
@@ -107,7 +112,7 @@ def _panel(axis: Axes, board: Board) -> list[Point]:
     return points
 
 
-def _legend(figure: Figure, roles: set[str]) -> None:
+def _legend(figure: Figure, roles: set[str], in_line: int) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -120,7 +125,7 @@ def _legend(figure: Figure, roles: set[str]) -> None:
     ]
     entries.append(Patch(color=GREEN, alpha=0.13, lw=0, label="where one more oracle could lie"))
     entries.append(Line2D([], [], color=GREY, lw=0.9, ls="--", label=f"below {UTILITY_GATE:g} no rank"))
-    figure.legend(handles=entries, loc="outside lower center", ncols=math.ceil(len(entries) / 2), fontsize=8, frameon=False)
+    figure.legend(handles=entries, loc="outside lower center", ncols=in_line, fontsize=8, frameon=False)
 
 
 def _band(board: Board) -> tuple[float, float]:
