@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,8 @@ def size(path: Path) -> tuple[int, int]:
 def test_an_image_of_three_panels_in_a_line(boards_drawn: int, columns: int, lines: int, tmp_path: Path) -> None:
     found = [board_of(request=f"forget{i}") for i in range(boards_drawn)]
     path = picture.draw(found, tmp_path / "a.png")
-    assert size(path) == (WIDTH * columns, HEIGHT * lines + LEGEND)
+    # Below a single panel the legend has twice the lines.
+    assert size(path) == (WIDTH * columns, HEIGHT * lines + LEGEND * (2 if columns == 1 else 1))
     pixels = image.imread(path)
     assert pixels.std() > 0.01
     assert picture.draw(found, tmp_path / "b.png").read_bytes() == path.read_bytes()
@@ -92,7 +94,7 @@ def test_nothing_to_draw_is_said() -> None:
 
 
 def test_an_empty_picture_has_no_legend(tmp_path: Path) -> None:
-    assert size(picture.draw([board_of(signal=False)], tmp_path / "a.png")) == (WIDTH, HEIGHT + LEGEND)
+    assert size(picture.draw([board_of(signal=False)], tmp_path / "a.png")) == (WIDTH, HEIGHT + 2 * LEGEND)
 
 
 def test_the_band_is_where_one_more_oracle_could_lie() -> None:
@@ -125,3 +127,9 @@ def test_names_lie_on_no_marker_and_on_no_other_name(n: int) -> None:
         for point in points:
             x, y = axis.transData.transform((point.worst, point.kept))  # type: ignore[attr-defined]
             assert not box.contains(x, y)
+
+
+def test_a_board_of_many_rows_has_larger_panels(tmp_path: Path) -> None:
+    many = replace(board_of(), rows=board_of().rows * 10)
+    assert len(many.rows) > picture.CROWD
+    assert size(picture.draw([many], tmp_path / "a.png")) == (round(1.6 * WIDTH), round(1.6 * HEIGHT) + LEGEND)

@@ -57,14 +57,14 @@ def draw(found: Sequence[Board], path: Path) -> Path:
     lines = math.ceil(len(shown) / columns)
     # A panel of many rows needs room for their names.
     width, height = (side * (1.0 if max(len(board.rows) for board in shown) <= CROWD else 1.6) for side in PANEL)
-    wide = width * columns
-    figure = Figure(figsize=(wide, height * lines + LEGEND * (1 if wide > 2 * PANEL[0] else 1.5)), dpi=DPI, layout="constrained")
+    narrow = width * columns < 1.5 * PANEL[0]
+    figure = Figure(figsize=(width * columns, height * lines + LEGEND * (2 if narrow else 1)), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     placed = [_panel(axis, board) for axis, board in zip(axes, shown, strict=False)]
     for axis in axes[len(shown) :]:
         axis.set_visible(False)
-    _legend(figure, {point.role for points in placed for point in points}, in_line=4 if wide > 1.4 * PANEL[0] else 2)
+    _legend(figure, {point.role for points in placed for point in points}, in_line=2 if narrow else 4)
     figure.draw_without_rendering()  # lays the panels out, so that labels can be placed in pixels
     for axis, points in zip(axes, placed, strict=False):
         _label(axis, points)
