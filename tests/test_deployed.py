@@ -105,6 +105,21 @@ def test_modules_around_and_within_each_other_come_back(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
+def test_a_model_that_came_with_modules_comes_back_with_them_and_what_was_added(tmp_path: Path) -> None:
+    def published() -> nn.Module:
+        model = build()
+        wrap(model, "0.0", Shift, 9.0, start=0.25)
+        return model
+
+    model = trained()
+    wrap(model, "0.0", Shift, 2.0, start=0.5)
+    wrap(model, "1.0", Scale, 4.0)
+    save_model(model, tmp_path)
+    loaded = load_model(tmp_path, published, (Scale,))
+    assert model_hash(loaded) == model_hash(model)
+    assert [(path, module.config()) for path, module in inserted(loaded)] == [(path, module.config()) for path, module in inserted(model)]
+
+
 def test_tied_weights_are_written_once_and_stay_tied(tmp_path: Path) -> None:
     def tied() -> nn.Module:
         model = nn.Sequential(nn.Embedding(500, 64), nn.Linear(64, 500, bias=False))

@@ -69,6 +69,27 @@ def test_a_checkpoint_alone_has_a_record(place: Path, tmp_path: Path) -> None:
     assert json.loads(record.model_dump_json())["trial"]["request"] == "forget01"
 
 
+def test_a_steered_checkpoint_is_scored_as_deployed(place: Path, tmp_path: Path) -> None:
+    for name, numbers in (("forget", range(3960, 3968)), ("retain", range(40))):
+        (tmp_path / f"{name}.jsonl").write_text(
+            "\n".join(json.dumps({key: row(n)[key] for key in ("question", "answer")}) for n in numbers)
+        )
+    options = [f"--{name}={tmp_path / name}.jsonl" for name in ("forget", "retain")]
+    steered = ["--method", "guard_it", "--set", "clusters=2", "--set", "alpha=8", "--chat", "--system", "You are a helpful assistant."]
+    made = CliRunner().invoke(app, ["unlearn", "--model", str(place / "model"), *options, *steered, "--out", str(tmp_path / "steered")])
+    assert made.exit_code == 0, made.output
+    found = []
+    for name in ("plain", "steered"):
+        more = ("--model", str(tmp_path / "steered")) if name == "steered" else ()
+        result = evaluate(place, tmp_path / name, "--attacks", "min_k", *more)
+        assert result.exit_code == 0, result.output
+        (record,) = read_records(tmp_path / name / "results")
+        cell = record.cell("probability")
+        assert cell is not None
+        found.append(cell.value)
+    assert found[0] != found[1]
+
+
 def test_bad_input_is_one_line_and_leaves_nothing(place: Path, tmp_path: Path) -> None:
     for message, *arguments in (
         ("is no attack; there are:", "--attacks", "lira"),

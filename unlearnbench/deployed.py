@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unlearnbench.layers import Inserted, insert, inserted
+from unlearnbench.layers import Inserted, insert, inserted, strip
 from unlearnbench.tensors import load_tensors, save_tensors
 
 ADAPTER = "adapter_config.json"
@@ -47,14 +47,16 @@ def load_model(folder: Path, build: Callable[[], nn.Module], inserts: tuple[type
 
     Args:
         folder: the folder.
-        build: makes the bare architecture; its weights are replaced.
+        build: makes the architecture; its weights are replaced.
         inserts: the module classes of the method that made the model.
 
     Raises:
         ValueError: the folder needs a module class that is not among `inserts`, or its weights do not fit.
     """
-    known = {cls.__name__: cls for cls in inserts}
     model = build()
+    # A published model may come with inserted modules: they are made anew, with what the folder says of them.
+    known = {cls.__name__: cls for cls in (*inserts, *(type(module) for _, module in inserted(model)))}
+    model = strip(model)
     for entry in json.loads((folder / "deployed.json").read_text(encoding="utf-8"))["inserted"]:
         if entry["class"] not in known:
             raise ValueError(f"{folder} needs the inserted module {entry['class']!r}; the method knows {sorted(known) or 'none'}")
