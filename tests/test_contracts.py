@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up_data import muse_files, tofu_files, write
 
 from unlearnbench import registry, tiny_language, tiny_vision
 from unlearnbench.registry import BASES, Group
@@ -18,14 +19,32 @@ SMALL: dict[str, dict[str, Any]] = {
     "authors": {"n_authors": 20, "n_facts": 2, "epochs": 1},
     "digits": {"epochs": 1},
 }
+ON_DATA = ("tofu", "muse", "text")
+"""Scenarios that read files: they get made-up ones."""
 REGISTERED = [(group, entry.name) for group in BASES for entry in registry.entries(group)]
 TINY = [f"{tiny_language.__file__}:TinyLanguage", f"{tiny_vision.__file__}:TinyVision"]
+PARTS = {"forget": 8, "retain": 40, "holdout": 8}
 FAULTY = Path(__file__).parent / "fixtures" / "faulty_plugins.py"
 
 
+def settings(name: str, folder: Path) -> dict[str, Any] | None:
+    """Settings of a scenario that would train for long or needs files; None for anything else."""
+    if name not in ON_DATA:
+        return SMALL.get(name)
+    tiny = {"source": "scratch", "width": 8, "layers": 1, "heads": 2, "vocabulary": 400, "epochs": 1}
+    if name == "tofu":
+        return {"data_dir": str(write(folder, tofu_files())), "retain_authors": 20, "models": {**tiny, "context": 128, "batch_size": 256}}
+    if name == "muse":
+        few = {"max_documents": 6, "retain_documents": 20, "models": {**tiny, "context": 700, "batch_size": 8}}
+        return {"data_dir": str(write(folder, muse_files(), lines=False)), **few}
+    rows = {part: [{"question": f"What is {part} {i}?", "answer": f"It is {i}"} for i in range(n)] for part, n in PARTS.items()}
+    write(folder, rows)
+    return {**{part: str(folder / f"{part}.json") for part in PARTS}, "models": {**tiny, "context": 48, "batch_size": 4}}
+
+
 @pytest.mark.parametrize(("group", "name"), REGISTERED, ids=lambda value: str(value))
-def test_every_registered_plugin_keeps_its_contract(group: Group, name: str) -> None:
-    results = check_plugin(group, name, SMALL.get(name))
+def test_every_registered_plugin_keeps_its_contract(group: Group, name: str, tmp_path: Path) -> None:
+    results = check_plugin(group, name, settings(name, tmp_path))
     assert [f"{result.name}: {result.reason}" for result in results if not result.passed] == []
     assert len(results) > 4, "a plugin that serves no tiny scenario is not tested at all"
 

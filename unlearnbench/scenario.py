@@ -68,7 +68,7 @@ class Scenario(Plugin):
         """The requests by name, in the order they are shown."""
 
     def asked(self) -> Request:
-        """This object's request.
+        """This object's request. Settings that leave too little to tell models apart may take its signal away, no more.
 
         Raises:
             UserError: the scenario has no such request.
