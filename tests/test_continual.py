@@ -75,6 +75,11 @@ def test_the_table_and_the_picture_stand_beside_the_leaderboard(folder: Path) ->
     ]
 
 
+def test_records_without_their_items_have_a_leaderboard_and_no_course(folder: Path) -> None:
+    next(folder.glob("oracle-*.parquet")).unlink()
+    assert "continual.csv" not in [path.name for path in report.write_all(folder)]
+
+
 def test_a_single_request_has_no_course(tmp_path: Path) -> None:
     records = beside(anchors())
     write(tmp_path, records)

@@ -7,6 +7,7 @@ request's, so that every request can be followed to the end of the sequence.
 from __future__ import annotations
 
 import csv
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,10 @@ def courses(folder: Path, records: Sequence[Record], found: Sequence[Board]) -> 
         judging = [column for column in steps[0].headline if column not in steps[0].blunt and column[1] is None]
         # A membership attack's per-item scores speak of holdout rows too, and mean nothing one by one.
         metrics = [column[0] for column in judging if not steps[0].facts[column].two_sided]
+        lacking = [r.filename for r in mine if Path(r.filename).with_suffix(".parquet").name not in places]
+        if lacking:  # records may be published without their per-item values
+            logging.getLogger(__name__).info("%s: no per-item values beside %s: requests are not followed", request, lacking[0])
+            continue
         values = {r.key: _known(places[Path(r.filename).with_suffix(".parquet").name], metrics) for r in mine}
         made = _made(values, mine, len(steps))
         for row in steps[0].rows:
