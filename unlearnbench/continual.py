@@ -121,7 +121,7 @@ def _left(values: Mapping[str, Known], records: Sequence[Record], label: str, cl
         return float(np.mean([found[cluster] for found in chosen for cluster in clusters])) if chosen and all(chosen) else math.nan
 
     shares = []
-    for metric in {metric for known in values.values() for metric in known}:
+    for metric in sorted({metric for known in values.values() for metric in known}):
         original = mean(metric, lambda trial: trial.role == "original" and trial.native is None)
         oracle = mean(metric, lambda trial: trial.role == "oracle" and trial.native is None)
         own = mean(metric, lambda trial: trial.label == label)

@@ -8,8 +8,7 @@ from torch import nn
 
 from unlearnbench.finetuning import paired
 from unlearnbench.layers import model_hash
-from unlearnbench.methods.npo import NPO
-from unlearnbench.methods.npo_sam import NPOSAM
+from unlearnbench.methods.npo import NPO, NPOSAM
 from unlearnbench.testing import in_training, tiny_language_model, tiny_language_view
 
 VIEW = in_training(tiny_language_view(), optimizer="sgd", momentum=0.0)
