@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 from mutants import Mutant, mutants
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE = ("losses", "stats", "intervals", "answers", "token_scores", "anchoring", "membership")
+CORE = ("losses", "unlearning_losses", "representation", "stats", "intervals", "answers", "token_scores", "anchoring", "membership")
 SURVIVED, BY_TEST, BY_DOCTEST, BY_IMPORT = 0, 1, 3, 4
 
 _STATS, _INTERVALS, _TOFU = "unlearnbench/stats.py", "unlearnbench/intervals.py", "metrics/tofu.py"
@@ -48,7 +48,13 @@ _QUALITY = "metrics/forget_quality.py"
 _DRAWS = "np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)"
 _MIRRORED = "distances between oracles are the same in both directions"
 _SYMMETRIC = "a Gram matrix is symmetric"
+_TWO_AXES = "logits at scored positions have two axes"
 EQUIVALENT = {
+    **{
+        f"unlearnbench/unlearning_losses.py {loss}: -1 -> 1{which}": _TWO_AXES
+        for loss, count in {"kl": 3, "undial": 2, "ceu": 2, "logit_margin": 2}.items()
+        for which in ("", " [2]", " [3]")[:count]
+    },
     f"{_STATS} tpr_supported: upper <= 3 * fpr -> upper < 3 * fpr": "an incomplete beta quantile never is 3 times its parameter exactly",
     f"{_STATS} holm: [0.0] -> [1.0]": _FILLER,
     f"{_STATS} holm: [0.0] -> [-1.0]": _FILLER,
