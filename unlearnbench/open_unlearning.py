@@ -141,10 +141,12 @@ class Prompts:
         return tuple(self.tokenizer(text, add_special_tokens=True, **cut)["input_ids"])
 
     def _rendered(self, turns: list[dict[str, str]], generate: bool) -> tuple[str, tuple[int, ...]]:
+        from jinja2 import TemplateError  # with transformers' chat templates alone
+
         options = {"tokenize": False, "add_generation_prompt": generate, "date_string": DATE}
         try:
             text = self.tokenizer.apply_chat_template([_turn("system", SYSTEM), *turns], **options)
-        except Exception:  # templates raise jinja's errors where they know no system turn, as Gemma's
+        except TemplateError:  # it knows no system turn, as Gemma's: the peer gives such models none
             try:
                 text = self.tokenizer.apply_chat_template(turns, **options)
             except Exception as error:
