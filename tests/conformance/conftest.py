@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+from vision_conformance import Vision, in_stored_order
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 
@@ -39,3 +40,15 @@ def data_root() -> Path:
 def reference() -> Path:
     """Others' published raw results."""
     return _folder("UNLEARNBENCH_REFERENCE", SHARED / "reference")
+
+
+@pytest.fixture(scope="session")
+def vision(conformance: Path) -> Vision:
+    """The tiny problem of the official vision implementations."""
+    return Vision(conformance / "methods-vision")
+
+
+@pytest.fixture
+def stored_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our loops take rows in stored order; ask for it in tests whose imports stand at the top of the file."""
+    in_stored_order(monkeypatch)
