@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 import torch
 
-from unlearnbench.finetuning import TrainedMethod, endless, paired, shuffled
+from unlearnbench.finetuning import Joined, TrainedMethod, endless, paired, shuffled
 from unlearnbench.methods.grad_diff import GradDiff
 from unlearnbench.testing import in_training, tiny_vision_model, tiny_vision_view
 from unlearnbench.training import Recipe, batches
@@ -92,3 +92,15 @@ def test_accumulated_batches_of_unequal_size_equal_the_large_batch() -> None:
 def test_the_base_is_abstract() -> None:
     with pytest.raises(TypeError, match="abstract"):
         TrainedMethod()  # type: ignore[abstract]
+
+
+def test_two_sets_joined_are_one_set_with_the_first_rows_first() -> None:
+    view = tiny_vision_view()
+    both = Joined(view.forget.train, view.retain.train)
+    assert both.ids == view.forget.train.ids + view.retain.train.ids
+    batch = both.batch(torch.tensor([12, 3, 10]))
+    assert torch.equal(batch["labels"], torch.tensor([0, 1, 1]))
+    expected = [view.forget.train.batch([3])["images"], view.retain.train.batch([2, 0])["images"]]
+    assert torch.equal(batch["images"], torch.cat(expected))
+    assert both.take([12, 3]).ids == (view.forget.train.ids[3], view.retain.train.ids[2])
+    assert torch.equal(both.batch([11])["images"], view.retain.train.batch([1])["images"])

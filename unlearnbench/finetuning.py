@@ -1,16 +1,17 @@
-"""What plugins that fine-tune share: streams of batches, and the base of methods that unlearn by training.
+"""What plugins that fine-tune share: streams of batches, and the bases of methods that unlearn by training.
 
 Knows how forget and retain rows meet in a step and how a method's recipe follows from the original's; knows no loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count, islice
 from math import ceil
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -66,6 +67,59 @@ def paired(forget: Data, retain: Data, batch_size: int, *, seed: int) -> Callabl
             yield Pair(forget.batch(index), retain.batch(next(others)), index)
 
     return epoch_pairs
+
+
+class Joined(Data):
+    """The rows of two sets of images, one after the other, as one set.
+
+    Args:
+        first: its rows are positions 0 to len(first) - 1.
+        second: the others; batches of both have tensors of one shape but for the number of rows.
+    """
+
+    def __init__(self, first: Data, second: Data) -> None:
+        self.parts = (first, second)
+        self.ids, self.clusters = first.ids + second.ids, first.clusters + second.clusters
+
+    def take(self, index: Sequence[int]) -> Joined:
+        """See `Data.take`; rows of the first set stand before those of the second."""
+        split = len(self.parts[0])
+        first, second = [i for i in index if i < split], [i - split for i in index if i >= split]
+        return Joined(self.parts[0].take(first), self.parts[1].take(second))
+
+    def batch(self, index: Sequence[int] | Tensor) -> Batch:
+        """See `Data.batch`; rows of the first set stand before those of the second."""
+        rows, split = torch.as_tensor(index), len(self.parts[0])
+        asked = (rows[rows < split], rows[rows >= split] - split)
+        found = [part.batch(own) for part, own in zip(self.parts, asked, strict=True) if len(own)]
+        return {name: torch.cat([batch[name] for batch in found]) for name in found[0]}
+
+
+class PhasedMethod(Method):
+    """Base of methods that train all weights in phases of their own, each by `training.fit`, perhaps on one optimizer.
+
+    Optimizer, weight decay, clipping and precision are those of the original's training; the rate is constant within a phase and
+    dropout is off.
+    """
+
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Rows of a batch, of each set that a step uses."""
+    batch_norm: Literal["frozen", "train"] = "frozen"
+    """frozen: batch-norm uses the original's running statistics and keeps them; train: it moves them."""
+
+    def phase(self, view: View, lr: float, *, epochs: int = 1) -> Recipe:
+        """The original's recipe with the settings of one phase in place."""
+        return replace(
+            view.recipe,
+            lr=lr,
+            epochs=epochs,
+            batch_size=self.batch_size,
+            accumulate=1,
+            batch_norm=self.batch_norm,
+            schedule="constant",
+            warmup=0.0,
+            dropout=False,
+        )
 
 
 class TrainedMethod(Method):

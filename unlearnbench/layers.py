@@ -227,6 +227,51 @@ def captured(model: nn.Module, indices: Sequence[int]) -> Iterator[dict[int, Ten
             handle.remove()
 
 
+def last_linear(model: nn.Module) -> nn.Linear:
+    """The last linear layer of a classifier by order of definition; layers that methods or adapters put around it are not meant.
+
+    Raises:
+        UserError: the model has no linear layer.
+    """
+    found = list(_linear_layers(model))
+    if not found:
+        raise UserError(f"{type(model).__name__} has no linear layer whose input could be read as its features")
+    return found[-1]
+
+
+def _linear_layers(module: nn.Module) -> Iterator[nn.Linear]:
+    if isinstance(module, Inserted):
+        yield from _linear_layers(module.inner)
+    elif isinstance(base := getattr(module, "base_layer", None), nn.Module):  # a peft adapter around one layer
+        yield from _linear_layers(base)
+    elif isinstance(module, nn.Linear):
+        yield module
+    else:
+        for child in module.children():
+            yield from _linear_layers(child)
+
+
+@contextmanager
+def penultimate(model: nn.Module) -> Iterator[list[Tensor]]:
+    """A context that records a classifier's features, the input of its `last_linear` [B, width], of the last forward pass.
+
+    The list holds that one tensor, or nothing before the first pass; gradients flow through it.
+
+    Raises:
+        UserError: the model has no linear layer.
+    """
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[:] = inputs[:1]
+
+    handle = last_linear(model).register_forward_pre_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """A context with every module in eval mode; each gets its own mode back afterwards."""

@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from unlearnbench.api import Intervention, Need, UserError
-from unlearnbench.layers import Inserted, insert
-from unlearnbench.scenarios.images import ImageData, image_evidence, image_loss, last_linear
+from unlearnbench.layers import Inserted, insert, last_linear
+from unlearnbench.scenarios.images import ImageData, image_evidence, image_loss
 
 
 class Net(nn.Module):

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from unlearnbench.api import Batch, Data, Need, UserError
 from unlearnbench.evidence import Evidence
-from unlearnbench.layers import Inserted, captured, evaluating
+from unlearnbench.layers import captured, evaluating, last_linear
 
 Floats = NDArray[np.floating[Any]]
 
@@ -60,30 +60,6 @@ def image_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy of each image ``[B]``, in nats, computed in float32 at least."""
     logits = model(batch["images"])
     return cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch["labels"], reduction="none")
-
-
-def last_linear(model: nn.Module) -> nn.Linear:
-    """The last linear layer of a classifier by order of definition; layers that methods or adapters put around it are not meant.
-
-    Raises:
-        UserError: the model has no linear layer.
-    """
-    found = list(_linear_layers(model))
-    if not found:
-        raise UserError(f"{type(model).__name__} has no linear layer whose input could be read as its features")
-    return found[-1]
-
-
-def _linear_layers(module: nn.Module) -> Iterator[nn.Linear]:
-    if isinstance(module, Inserted):
-        yield from _linear_layers(module.inner)
-    elif isinstance(base := getattr(module, "base_layer", None), nn.Module):  # a peft adapter around one layer
-        yield from _linear_layers(base)
-    elif isinstance(module, nn.Linear):
-        yield module
-    else:
-        for child in module.children():
-            yield from _linear_layers(child)
 
 
 def image_evidence(model: nn.Module, splits: Mapping[str, ImageData], needs: frozenset[Need], *, batch_size: int = 512) -> Evidence:
