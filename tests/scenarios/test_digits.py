@@ -14,8 +14,9 @@ from unlearnbench import registry
 from unlearnbench.api import Need, Plan, UserError
 from unlearnbench.scenarios import digits_data
 from unlearnbench.scenarios.digits import Digits
-from unlearnbench.scenarios.digits_data import draw_pool, draw_request, unique_images
+from unlearnbench.scenarios.digits_data import draw_pool, draw_request
 from unlearnbench.scenarios.digits_nets import CONVNET_RECIPE, CONVNET_WIDTH, MLP_RECIPE, MLP_WIDTH, convnet, images, mlp
+from unlearnbench.scenarios.image_pool import unique_images
 from unlearnbench.training import batches, step_count
 
 NAMES = [request.name for request in Digits.requests()]

@@ -10,14 +10,16 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from unlearnbench.attribution import classification_errors, cosines, last_layer_kernel
+from unlearnbench.scenarios.digits_nets import PIXEL_MEAN, PIXEL_STD
 from unlearnbench.scenarios.digits_nets import images as load_images
-from unlearnbench.scenarios.images import ImageData
+from unlearnbench.scenarios.image_pool import Drawn, Pool, unique_images
 
 N_CLASSES = 10
 N_TRAIN, N_VALIDATION = 122, 12
@@ -27,48 +29,15 @@ SIZES = {"class": 122, "random": 122, "mislabelled": 100, "coherent": 80}
 N_ANCHORS = 20
 
 
-def unique_images(images: Tensor) -> Tensor:
-    """Positions of the first of each group of equal images, ascending, int64; an exact duplicate could straddle two splits."""
-    first: dict[bytes, int] = {}
-    for place, image in enumerate(images):
-        first.setdefault(image.numpy().tobytes(), place)
-    return torch.tensor(sorted(first.values()))
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DigitsPool(Pool):
+    """The distinct digits, with the kernel that tells which of them are alike."""
 
+    data_set: ClassVar[str] = "digits"
 
-@dataclass(frozen=True)
-class Pool:
-    """All distinct images and what a split seed makes of them; rows are numbers into `images`, ascending within a part.
-
-    Attributes:
-        images: Standardised, float32 ``[n, 1, 8, 8]``.
-        truth: True classes, int64 ``[n]``.
-        wrong: For each image a class that is not its own, int64 ``[n]``.
-        split_seed: What the parts were drawn by.
-        train: Rows that models are trained on.
-        validation: Rows that nobody trains on or is scored on.
-        unseen: Rows for holdout and test, which no model trains on.
-    """
-
-    images: Tensor
-    truth: Tensor
-    wrong: Tensor
-    split_seed: int
-    train: tuple[int, ...]
-    validation: tuple[int, ...]
-    unseen: tuple[int, ...]
-
-    def rng(self, purpose: str) -> random.Random:
-        """A generator of the split seed for one purpose."""
-        return random.Random(f"digits/{purpose}/{self.split_seed}")
-
-    def shuffled(self, purpose: str, rows: Iterable[int]) -> list[int]:
-        """These rows in a random order that depends on the split seed and the purpose."""
-        order = sorted(rows)
-        return self.rng(purpose).sample(order, len(order))
-
-    def of_class(self, rows: Iterable[int], digit: int) -> tuple[int, ...]:
-        """Those of the rows that show this digit."""
-        return tuple(row for row in rows if int(self.truth[row]) == digit)
+    def identity(self, row: int) -> str:
+        """See `Pool.identity`."""
+        return row_id(row)
 
     def nearest(self, anchor: int, rows: Iterable[int], n: int) -> list[int]:
         """The `n` rows whose last-layer gradients are most like the anchor's, nearest first; the anchor may be one of them.
@@ -104,11 +73,6 @@ class Pool:
         voters = (unit[list(group)] @ unit[others].T).topk(5).indices
         return int((self.truth[others][voters] == self.truth[list(group)][:, None]).sum())
 
-    def data(self, rows: Iterable[int], labels: Tensor | None = None) -> ImageData:
-        """These rows as a split, with their true classes or other `labels` ``[n]`` of all images."""
-        index = torch.tensor(list(rows), dtype=torch.int64)
-        return ImageData(self.images[index], (self.truth if labels is None else labels)[index], [row_id(int(row)) for row in index])
-
 
 def row_id(row: int) -> str:
     """The identity of an image."""
@@ -116,7 +80,7 @@ def row_id(row: int) -> str:
 
 
 @cache
-def draw_pool(split_seed: int) -> Pool:
+def draw_pool(split_seed: int) -> DigitsPool:
     """The images and the parts that a split seed draws, each with as many of every class (unseen: what is left)."""
     images, truth = load_images()
     distinct = unique_images(images)
@@ -130,7 +94,7 @@ def draw_pool(split_seed: int) -> Pool:
         parts["validation"] += rows[N_TRAIN : N_TRAIN + N_VALIDATION]
         parts["unseen"] += rows[N_TRAIN + N_VALIDATION :]
     shifts = torch.tensor([rng.randint(1, N_CLASSES - 1) for _ in range(len(truth))])
-    return Pool(
+    return DigitsPool(
         images=images,
         truth=truth,
         wrong=(truth + shifts) % N_CLASSES,
@@ -138,15 +102,8 @@ def draw_pool(split_seed: int) -> Pool:
         train=tuple(sorted(parts["train"])),
         validation=tuple(sorted(parts["validation"])),
         unseen=tuple(sorted(parts["unseen"])),
+        extremes=torch.full((1, 1, 1), (16 - 2 * PIXEL_MEAN) / PIXEL_STD),
     )
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What a request names: training rows to forget, and unseen rows to compare them with."""
-
-    forget: tuple[int, ...]
-    holdout: tuple[int, ...]
 
 
 @cache

@@ -26,25 +26,26 @@ PENULTIMATE = -1
 
 
 class ImageData(Data):
-    """Labelled images; each is its own cluster.
+    """Labelled images.
 
     Args:
         images: float32 ``[n, channels, height, width]``.
         labels: Classes, int64 ``[n]``; of a mislabelled image the wrong one.
         ids: Identity of each image: the same image has the same identity in all splits.
+        clusters: What each image belongs to; by default each is its own.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, ids: Sequence[str]) -> None:
-        if not len(images) == len(labels) == len(ids):
+    def __init__(self, images: Tensor, labels: Tensor, ids: Sequence[str], clusters: Sequence[str] | None = None) -> None:
+        if not len(images) == len(labels) == len(ids) == len(ids if clusters is None else clusters):
             raise ValueError(f"{len(images)} images, {len(labels)} labels and {len(ids)} ids; allowed: one of each per row")
         self.images, self.labels = images, labels
         self.ids = tuple(ids)
-        self.clusters = self.ids
+        self.clusters = self.ids if clusters is None else tuple(clusters)
 
     def take(self, index: Sequence[int]) -> ImageData:
         """See `Data.take`."""
         rows = torch.tensor(list(index), dtype=torch.int64)
-        return ImageData(self.images[rows], self.labels[rows], [self.ids[i] for i in index])
+        return ImageData(self.images[rows], self.labels[rows], [self.ids[i] for i in index], [self.clusters[i] for i in index])
 
     def batch(self, index: Sequence[int] | Tensor) -> Batch:
         """See `Data.batch`: images float32 ``[B, channels, height, width]`` and labels int64 ``[B]``."""
@@ -53,7 +54,7 @@ class ImageData(Data):
 
     def rewritten(self, rewrite: Callable[[Tensor], Tensor]) -> ImageData:
         """The same rows with each image ``[channels, height, width]`` changed by an attack on inputs."""
-        return ImageData(torch.stack([rewrite(image) for image in self.images]), self.labels, self.ids)
+        return ImageData(torch.stack([rewrite(image) for image in self.images]), self.labels, self.ids, self.clusters)
 
 
 def image_loss(model: nn.Module, batch: Batch) -> Tensor:
