@@ -347,12 +347,12 @@ def test_blocks_of_a_causal_lm_an_adapted_one_and_a_classifier() -> None:
 def test_penultimate_features_are_what_the_head_reads_in_the_last_pass_and_carry_gradients() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     images = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
-    with layers.penultimate(net) as seen:
+    with torch.enable_grad(), layers.penultimate(net) as seen:
         net(images[:2])
         logits = net(images)
+        seen[0].square().sum().backward()
     assert torch.equal(seen[0], net[:2](images))
     assert torch.equal(net[2](seen[0]), logits)
-    seen[0].sum().backward()
     assert net[0].weight.grad is not None
     assert net[0].weight.grad.any()
     with layers.penultimate(net) as later:
