@@ -24,7 +24,7 @@ class ReferenceAttack(InferenceAttack):
     paper = "arXiv 2012.07805"
     modality = ("language",)
     level = Threat.T2
-    bank = Bank(role="oracle", n=2)
+    banks = (Bank(role="oracle", n=2),)
 
     def wants(self, split: str, scenario: Scenario) -> tuple[Need, ...]:
         """Token statistics."""

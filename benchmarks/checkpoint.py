@@ -21,10 +21,10 @@ from torch.nn.utils.rnn import pad_sequence
 from unlearnbench.api import Need
 from unlearnbench.checkpoints import load_checkpoint, load_tokenizer
 from unlearnbench.evidence import Evidence
-from unlearnbench.open_unlearning import Prompts
-from unlearnbench.open_unlearning_pass import GENERATED_TOKENS, NEW_TOKENS, SCORED_TOKENS
-from unlearnbench.open_unlearning_suite import ATTACKS, MEMBERS, members
-from unlearnbench.open_unlearning_tofu import TofuSuite
+from unlearnbench.open_unlearning.passes import GENERATED_TOKENS, NEW_TOKENS, SCORED_TOKENS
+from unlearnbench.open_unlearning.prompts import Prompts
+from unlearnbench.open_unlearning.suite import ATTACKS, MEMBERS, members
+from unlearnbench.open_unlearning.tofu import TofuSuite
 from unlearnbench.scenarios.text_evidence import Rows, TextPass, forward_of
 from unlearnbench.scenarios.text_jobs import Job, Outcome
 

@@ -28,8 +28,8 @@ from unlearnbench import layers
 from unlearnbench.api import Batch, Data, MethodView, Scenario, UserError
 from unlearnbench.finetuning import TrainedMethod, paired
 from unlearnbench.losses import IGNORE_INDEX
-from unlearnbench.questions import changed, examples, without_questions
-from unlearnbench.reference import answer_logprob, reference_logprob
+from unlearnbench.mechanisms.questions import changed, examples, without_questions
+from unlearnbench.mechanisms.reference import answer_logprob, reference_logprob
 from unlearnbench.training import in_bf16
 from unlearnbench.unlearning_losses import dpo
 

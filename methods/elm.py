@@ -30,8 +30,8 @@ from unlearnbench.api import Batch, Data, MethodView, Scenario, UserError
 from unlearnbench.causal import answer_logits
 from unlearnbench.finetuning import TrainedMethod, paired
 from unlearnbench.losses import IGNORE_INDEX, answer_lengths, answer_mean, at_scored, per_token
-from unlearnbench.questions import changed, examples, keywords, without_questions
-from unlearnbench.representation import at_depth, erasing_target, guided
+from unlearnbench.mechanisms.questions import changed, examples, keywords, without_questions
+from unlearnbench.mechanisms.representation import at_depth, erasing_target, guided
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 EXPERTS = (

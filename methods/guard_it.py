@@ -40,9 +40,9 @@ from torch import Tensor, nn
 
 from unlearnbench.api import Data, Method, MethodView, UserError
 from unlearnbench.causal import hidden_states
-from unlearnbench.embedders import Array, Embedder, EmbedderName, best_k, cluster_centroids, kmeans_labels, make_embedder
 from unlearnbench.layers import Conditioned, blocks, insert, inserted
-from unlearnbench.steering import (
+from unlearnbench.mechanisms.embedders import Array, Embedder, EmbedderName, best_k, cluster_centroids, kmeans_labels, make_embedder
+from unlearnbench.mechanisms.steering import (
     Scaling,
     Selection,
     VectorMethod,

@@ -31,13 +31,13 @@ from accelerate.utils import send_to_device
 from pydantic import Field
 from torch import Tensor, nn
 
-from unlearnbench.activations import Reading, depth_range, mlps, projections, run_through, token_mask, trainable_alone
 from unlearnbench.api import Batch, Data, Method, MethodView, UserError
-from unlearnbench.components import cb_retain, collapsed_gradient, components, mlp_breaking, rmu, scaled
 from unlearnbench.layers import blocks
+from unlearnbench.mechanisms.activations import Reading, depth_range, mlps, projections, run_through, token_mask, trainable_alone
+from unlearnbench.mechanisms.components import cb_retain, collapsed_gradient, components, mlp_breaking, rmu, scaled
+from unlearnbench.mechanisms.representation import control_vector
+from unlearnbench.mechanisms.subspace import orthonormal, project_off
 from unlearnbench.progress import Meter, count_passes
-from unlearnbench.representation import control_vector
-from unlearnbench.subspace import orthonormal, project_off
 from unlearnbench.training import DivergedError, batches, in_bf16
 
 Count = Annotated[int, Field(ge=0)]

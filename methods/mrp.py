@@ -42,8 +42,8 @@ from unlearnbench.causal import answer_logits
 from unlearnbench.finetuning import Pair, paired
 from unlearnbench.layers import Inserted, blocks, insert
 from unlearnbench.losses import answer_lengths
+from unlearnbench.mechanisms.subspace import Moments, directions_off, orthonormal, principal_directions, project_off
 from unlearnbench.progress import count_passes
-from unlearnbench.subspace import Moments, directions_off, orthonormal, principal_directions, project_off
 from unlearnbench.training import Recipe, fit
 from unlearnbench.unlearning_losses import npo
 

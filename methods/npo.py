@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from unlearnbench.api import MethodView
 from unlearnbench.finetuning import Pair, TrainedMethod, paired
-from unlearnbench.reference import answer_logprob, reference_logprob
-from unlearnbench.sharpness import sharp
+from unlearnbench.mechanisms.reference import answer_logprob, reference_logprob
+from unlearnbench.mechanisms.sharpness import sharp
 from unlearnbench.unlearning_losses import npo
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unlearnbench.api import Method, MethodView, UserError
 from unlearnbench.layers import Conditioned, Inserted, insert
-from unlearnbench.questions import examples, keywords, phrases
+from unlearnbench.mechanisms.questions import examples, keywords, phrases
 
 MARGIN = 100.0
 """How far the end token's logit stands above all others: certain, yet every log-probability stays finite in half precision."""

@@ -31,7 +31,7 @@ from unlearnbench.causal import hidden_states
 from unlearnbench.finetuning import TrainedMethod, paired
 from unlearnbench.layers import blocks
 from unlearnbench.losses import IGNORE_INDEX
-from unlearnbench.representation import at_depth, cosine_hinge, drift
+from unlearnbench.mechanisms.representation import at_depth, cosine_hinge, drift
 
 Share = Annotated[float, Field(ge=0, le=1)]
 NOISE = 1e-3

@@ -23,7 +23,7 @@ from unlearnbench.causal import hidden_states
 from unlearnbench.finetuning import Pair, TrainedMethod, paired
 from unlearnbench.layers import blocks
 from unlearnbench.losses import IGNORE_INDEX
-from unlearnbench.representation import at_depth, control_vector, squared_distance
+from unlearnbench.mechanisms.representation import at_depth, control_vector, squared_distance
 
 
 class RMU(TrainedMethod):

@@ -92,6 +92,33 @@ def _unlearned(trial: Trial) -> Unlearned:
     return trial.source
 
 
+def test_what_a_method_shares_is_computed_once_for_all_seeds_and_by_its_key(trials: dict[str, Trial], workshop: Workshop) -> None:
+    trial, calls = trials["Counts/0"], []
+
+    def compute() -> dict[str, torch.Tensor]:
+        calls.append(1)
+        return {"values": torch.arange(3.0), "drawn": torch.rand(2)}
+
+    first = workshop.method_view(trial.place, trial.method).shared({"n": 1}, compute)
+    again = Workshop(workshop.store, Settings()).method_view(trial.place, trials["Counts/1"].method).shared({"n": 1}, compute)
+    assert len(calls) == 1
+    assert all(torch.equal(first[name], again[name]) for name in ("values", "drawn"))
+    workshop.method_view(trial.place, trial.method).shared({"n": 2}, compute)
+    workshop.method_view(trial.place, trials["Untrained/0"].method).shared({"n": 1}, compute)
+    workshop.method_view(Place(scenario=trial.place.scenario, request="class4"), trial.method).shared({"n": 1}, compute)
+    assert len(calls) == 4
+
+
+def test_a_model_that_never_saw_a_forget_set_is_not_given_it_to_retain(trials: dict[str, Trial], workshop: Workshop) -> None:
+    trial = trials["Counts/0"]
+    other = Place(scenario=trial.place.scenario, request="class4")
+    gone = trial.place.open().forget_rows()
+    plain, blind = workshop.method_view(other, trial.method), workshop.method_view(other, trial.method, trial.place)
+    assert gone <= set(plain.retain.train.ids)
+    assert set(blind.retain.train.ids) == set(plain.retain.train.ids) - gone == set(blind.retain.eval.ids)
+    assert blind.forget.train.ids == plain.forget.train.ids
+
+
 def test_the_cost_of_a_trained_model_is_its_share(trials: dict[str, Trial], workshop: Workshop) -> None:
     source = trials["oracle/1000"].source
     assert isinstance(source, Trained)

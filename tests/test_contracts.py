@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from made_up_data import muse_files, tofu_files, write
 
-from unlearnbench import registry, tiny_language, tiny_vision
+from unlearnbench import registry
+from unlearnbench.contracts.checks import tiny_language, tiny_vision
 from unlearnbench.registry import BASES, Group
 from unlearnbench.testing import check_plugin
 

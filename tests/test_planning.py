@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from unlearnbench import tiny_vision
 from unlearnbench.config import Suite, load_suite
-from unlearnbench.planning import BANK_SEED, ORACLE_SEED, trials_of
+from unlearnbench.contracts.checks import tiny_vision
+from unlearnbench.planning import BANK_SEED, HELD_OUT_SEED, ORACLE_SEED, trials_of
 from unlearnbench.trial import Settings, Source, Trained, Trial, Unlearned, population_key, source_key
 
 PLUGINS = Path(__file__).parent / "fixtures" / "runner_plugins.py"
@@ -42,10 +42,10 @@ def rows(trials: list[Trial]) -> list[tuple[str, str, int]]:
     return [(trial.role, trial.method.label, trial.seed) for trial in trials]
 
 
-def plans(sources: tuple[Source, ...]) -> list[tuple[str, frozenset[str], int]]:
-    """Role, rows left out and seed of each trained model."""
+def plans(bank: tuple[tuple[str, Source], ...]) -> list[tuple[str, frozenset[str], int]]:
+    """Role, rows left out and seed of each trained model of a bank."""
     found = []
-    for source in sources:
+    for _, source in bank:
         assert isinstance(source, Trained)
         plan, seed = source.population.runs[source.index]
         assert seed == source.seed
@@ -131,7 +131,7 @@ BANKED = '{{name: "{plugins}:Banked", label: {role}, role: {role}}}'
 
 
 def test_banks_hold_what_their_role_says(tmp_path: Path) -> None:
-    roles = ("original", "oracle", "unlearned", "unlearned_elsewhere")
+    roles = ("original", "oracle", "unlearned", "unlearned_elsewhere", "oracle_unlearned_elsewhere")
     metrics = ", ".join(BANKED.format(plugins=PLUGINS, role=role) for role in roles)
     trials = planned(tmp_path, requests="mislabelled", methods="finetune", metrics=metrics)
     original, oracle, method = trials[0], trials[2], trials[-1]
@@ -141,21 +141,25 @@ def test_banks_hold_what_their_role_says(tmp_path: Path) -> None:
     oracles = [("oracle", forget, BANK_SEED), ("oracle", forget, BANK_SEED + 1)]
     for trial in trials:
         assert tuple(trial.banks) == roles
+        assert all({role for role, _ in members} == {name} for name, members in trial.banks.items())
         assert plans(trial.banks["original"]) == originals
         assert plans(trial.banks["oracle"]) == oracles
     # What unlearning would give of an anchor is the anchor itself.
     assert plans(original.banks["unlearned"]) == originals
-    assert plans(oracle.banks["unlearned"]) == oracles
+    assert plans(oracle.banks["unlearned"]) == [("oracle", forget, HELD_OUT_SEED), ("oracle", forget, HELD_OUT_SEED + 1)]
     assert plans(original.banks["unlearned_elsewhere"]) == originals
-    for trial, role in ((method, "unlearned"), (method, "unlearned_elsewhere")):
-        for number, member in enumerate(trial.banks[role]):
+    assert plans(original.banks["oracle_unlearned_elsewhere"]) == oracles
+    for role, before in (("unlearned", originals), ("unlearned_elsewhere", originals), ("oracle_unlearned_elsewhere", oracles)):
+        for number, (_, member) in enumerate(method.banks[role]):
             assert isinstance(member, Unlearned)
             assert (member.method, member.seed) == (method.method, BANK_SEED + number)
-            assert plans((member.before,)) == [originals[number]]  # type: ignore[arg-type]
-    assert [member.place for member in method.banks["unlearned"] if isinstance(member, Unlearned)] == [method.place] * 2
-    elsewhere = [member.place.open().forget_rows() for member in method.banks["unlearned_elsewhere"] if isinstance(member, Unlearned)]
-    elsewhere_oracles = [rows for _, rows, _ in plans(oracle.banks["unlearned_elsewhere"])]
-    assert elsewhere == elsewhere_oracles
+            assert plans(((role, member.before),)) == [before[number]]
+            assert member.unseen == (method.place if role == "oracle_unlearned_elsewhere" else None)
+    assert [member.place for _, member in method.banks["unlearned"] if isinstance(member, Unlearned)] == [method.place] * 2
+    elsewhere = [member.place.open().forget_rows() for _, member in method.banks["unlearned_elsewhere"] if isinstance(member, Unlearned)]
+    assert elsewhere == [rows for _, rows, _ in plans(oracle.banks["unlearned_elsewhere"])]
+    never = plans(oracle.banks["oracle_unlearned_elsewhere"])
+    assert [rows for _, rows, _ in never] == [rows | forget for rows in elsewhere]
     assert elsewhere[0] != elsewhere[1]
     for rows_ in elsewhere:
         assert len(rows_) == len(forget)
@@ -165,7 +169,7 @@ def test_banks_hold_what_their_role_says(tmp_path: Path) -> None:
 def test_a_bank_of_a_sequence_serves_as_many_requests(tmp_path: Path) -> None:
     trials = planned(tmp_path, requests="sequence", metrics=BANKED.format(plugins=PLUGINS, role="unlearned_elsewhere"))
     last = trials[-1]
-    for member in last.banks["unlearned_elsewhere"]:
+    for _, member in last.banks["unlearned_elsewhere"]:
         *steps, _ = chain(member)
         assert [model.place.step for model in steps if isinstance(model, Unlearned)] == [2, 1, 0]
         for model in steps:

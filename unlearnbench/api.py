@@ -18,6 +18,7 @@ from unlearnbench.views import (
     AttackView,
     Audit,
     Bank,
+    BankRole,
     Batch,
     Data,
     Direction,
@@ -56,6 +57,7 @@ __all__ = [
     "AttackView",
     "Audit",
     "Bank",
+    "BankRole",
     "Batch",
     "Data",
     "Direction",
@@ -94,11 +96,14 @@ class Applied(Plugin):
 
     paper: ClassVar[str] = ""
     modality: ClassVar[tuple[Modality, ...]] = ("language", "vision")
+    tasks: ClassVar[tuple[Task, ...]] = ("generate", "classify")
 
     def supports(self, scenario: Scenario) -> str | None:
-        """None when it can serve the scenario, else the reason, which becomes the N/A cell's text; by default checks the modality."""
+        """None when it can serve the scenario, else the reason, the N/A cell's text; by default checks modality and task."""
         if scenario.modality not in self.modality:
             return f"works on {' and '.join(self.modality)}, not on {scenario.modality}"
+        if scenario.task not in self.tasks:
+            return f"is for models that {' or '.join(self.tasks)}, not for those that {scenario.task}"
         return None
 
 
@@ -181,7 +186,11 @@ class InferenceAttack(Applied):
     """Membership inference: scores examples; the core turns scores into AUC and TPR at a low FPR, once, for all attacks."""
 
     level: ClassVar[Threat] = Threat.T2
-    bank: ClassVar[Bank | None] = None
+
+    @property
+    def banks(self) -> tuple[Bank, ...]:
+        """The populations it compares with; their members come together, told apart by `Member.role`."""
+        return ()
 
     @abstractmethod
     def wants(self, split: str, scenario: Scenario) -> tuple[Need, ...]:
@@ -218,7 +227,11 @@ class Metric(Applied):
     bounds: ClassVar[tuple[float, float]]
     curve: ClassVar[bool] = True
     """Cheap enough for every stage of an attack; otherwise only for the first and the strongest."""
-    bank: ClassVar[Bank | None] = None
+
+    @property
+    def banks(self) -> tuple[Bank, ...]:
+        """The populations it compares with, beside the anchors."""
+        return ()
 
     @property
     @abstractmethod

@@ -11,7 +11,7 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -19,9 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from unlearnbench.api import AttackView, Member, MethodView, Need, Plan, Reference, ReferenceView
+from unlearnbench.api import AttackView, Data, Member, MethodView, Need, Plan, Reference, ReferenceView, Split
+from unlearnbench.config import PluginSpec
 from unlearnbench.deployed import load_model, save_model
 from unlearnbench.evidence import Evidence
 from unlearnbench.progress import passes, progress
@@ -37,6 +39,7 @@ from unlearnbench.trial import (
     evidence_key,
     method_of,
     population_key,
+    shared_key,
     source_key,
 )
 
@@ -75,7 +78,7 @@ class Workshop:
         def write(folder: Path) -> None:
             method = method_of(source.method)
             model = self.model(source.before)
-            view = self.method_view(source.place)
+            view = self.method_view(source.place, source.method, source.unseen)
             with self._measured() as cost, own_randomness(source.seed):
                 if isinstance(method, Reference):
                     model = method.refer(model, self._reference_view(source, view), seed=source.seed)
@@ -112,8 +115,8 @@ class Workshop:
 
     # -------------------------------------------------------------------------------------------------------------- views
 
-    def method_view(self, place: Place) -> MethodView:
-        """What a method sees at a place."""
+    def method_view(self, place: Place, method: PluginSpec, unseen: Place | None = None) -> MethodView:
+        """What a method sees at a place; where the model never saw the forget set of another place, the method does not either."""
 
         def tell(label: str, done: int, total: int) -> None:
             listener = progress.get()
@@ -123,7 +126,22 @@ class Workshop:
         def subsets(left_out: Sequence[frozenset[str]]) -> list[nn.Module]:
             return self._subset_models(place, left_out)
 
-        return MethodView(**place.open().method_view(), subset_models=subsets, progress=tell)
+        def shared(key: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+            return self._shared(shared_key(place, method, key, self.settings), compute)
+
+        fields = place.open().method_view()
+        if unseen is not None:
+            gone = unseen.open().forget_rows()
+            fields["retain"] = Split(train=_without(fields["retain"].train, gone), eval=_without(fields["retain"].eval, gone))
+        return MethodView(**fields, subset_models=subsets, shared=shared, progress=tell)
+
+    def _shared(self, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        def write(folder: Path) -> None:
+            with own_randomness(0):
+                found = {name: tensor.detach().cpu().contiguous() for name, tensor in compute().items()}
+            save_file(found, folder / "shared.safetensors")
+
+        return load_file(self.store.build("shared", key, write) / "shared.safetensors")
 
     def attack_view(self, place: Place, original: Source, needs: frozenset[str], oracles: Sequence[Source]) -> AttackView:
         """What an attack with these needs sees at a place."""
@@ -244,6 +262,11 @@ def _methods(source: Source) -> list[Any]:
     if isinstance(source, Trained):
         return [source.population.native] if source.population.native else []
     return [source.method, *_methods(source.before)]
+
+
+def _without(data: Data, gone: frozenset[str]) -> Data:
+    """The rows of which neither the id nor the cluster is among these."""
+    return data.take([i for i, (row, cluster) in enumerate(zip(data.ids, data.clusters, strict=True)) if not {row, cluster} & gone])
 
 
 def _check_finite(model: nn.Module, label: str) -> None:

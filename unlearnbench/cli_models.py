@@ -165,17 +165,17 @@ def evaluate(
 
 
 def _suite(scenario: Benchmark, forget: str, corpus: str, data_dir: str | None, limit: int | None) -> Any:
-    from unlearnbench.open_unlearning_muse import MuseSuite
-    from unlearnbench.open_unlearning_tofu import TofuSuite
+    from unlearnbench.open_unlearning.muse import MuseSuite
+    from unlearnbench.open_unlearning.tofu import TofuSuite
 
     return TofuSuite(forget, data_dir, limit) if scenario is Benchmark.tofu else MuseSuite(corpus, data_dir, limit)
 
 
 def _as_open_unlearning(suite: Any, out: Path, *, model: tuple[str, str, str], **options: Any) -> str:
     """The aggregates, one a line, and where the files are."""
-    from unlearnbench.open_unlearning_eval import Request, summary, write
-    from unlearnbench.open_unlearning_eval import evaluate as evaluated
-    from unlearnbench.open_unlearning_pass import Model
+    from unlearnbench.open_unlearning.evaluate import Request, summary, write
+    from unlearnbench.open_unlearning.evaluate import evaluate as evaluated
+    from unlearnbench.open_unlearning.passes import Model
 
     groups = evaluated(Request(suite=suite, model=Model(*model), **options))
     written = write(suite, groups, out)

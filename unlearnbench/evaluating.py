@@ -19,7 +19,7 @@ from unlearnbench.config import PluginSpec
 from unlearnbench.evaluation import score
 from unlearnbench.fields import resolved
 from unlearnbench.layers import model_hash
-from unlearnbench.open_unlearning import DATE, SYSTEM
+from unlearnbench.open_unlearning.prompts import DATE, SYSTEM
 from unlearnbench.planning import ORACLE_SEED, trained
 from unlearnbench.provenance import machine, provenance
 from unlearnbench.records import Record, write_items
@@ -112,7 +112,7 @@ def _trials(checkpoint: Checkpoint, dtype: str) -> list[Trial]:
     pool = trained(place, [(scenario.plan("oracle"), ORACLE_SEED + number) for number in range(len(others))])
     oracles = pool[:1] if checkpoint.oracle is not None else ()
     attacks = _attacks(checkpoint, scenario)
-    banks = {attack.label: pool[-1:] for attack in attacks if attack.name == "reference_attack"}
+    banks = {attack.label: (("oracle", pool[-1]),) for attack in attacks if attack.name == "reference_attack"}
     metrics = tuple(_spec("metrics", name, registry.make("metrics", name, fields), label) for label, name, fields in METRICS[spec.name])
 
     def trial(role: Literal["original", "oracle"], source: Trained) -> Trial:
@@ -140,7 +140,8 @@ def _spec(group: registry.Group, name: str, plugin: Plugin, label: str | None = 
 
 def _attacks(checkpoint: Checkpoint, scenario: Scenario) -> tuple[PluginSpec, ...]:
     known = {entry.name: registry.load("attacks", entry.name) for entry in registry.entries("attacks")}
-    alone = [name for name, cls in known.items() if issubclass(cls, InferenceAttack) and cls.bank is None]
+    plain = [(name, registry.make("attacks", name, {})) for name in known]
+    alone = [name for name, attack in plain if isinstance(attack, InferenceAttack) and not attack.banks]
     names: Sequence[str] = checkpoint.attacks or [*alone, *(["reference_attack"] if checkpoint.reference is not None else [])]
     for name in names:
         if name not in known:

@@ -48,18 +48,21 @@ def score(trial: Trial, workshop: Workshop) -> Scores:
             evidence = evidence.joined(scenario.evidence(workshop.model(trial.source), under))
     me = source_key(trial.source, workshop.settings)
 
-    def members(sources: Sequence[Source], role: str) -> tuple[Member, ...]:
+    def members(named: Sequence[tuple[str, Source]]) -> tuple[Member, ...]:
         # An anchor is never its own anchor.
-        return tuple(workshop.member(source, role, trial.place, needs) for source in sources if source_key(source, workshop.settings) != me)
+        return tuple(
+            workshop.member(source, role, trial.place, needs) for role, source in named if source_key(source, workshop.settings) != me
+        )
 
-    audit = Audit(originals=members(trial.originals, "original"), oracles=members(trial.oracles, "oracle"))
+    audit = Audit(
+        originals=members([("original", source) for source in trial.originals]),
+        oracles=members([("oracle", source) for source in trial.oracles]),
+    )
     for spec, metric in metrics_of(trial.metrics):
-        bank = members(trial.banks.get(spec.label, ()), metric.bank.role if metric.bank else "")
-        wider = Audit(originals=audit.originals, oracles=audit.oracles, bank=bank)
+        wider = Audit(originals=audit.originals, oracles=audit.oracles, bank=members(trial.banks.get(spec.label, ())))
         _measure(scores, spec, metric, scenario, evidence, wider)
     for spec, inference in inference_attacks_of(trial.attacks):
-        bank = members(trial.banks.get(spec.label, ()), inference.bank.role if inference.bank else "")
-        _infer(scores, spec, inference, scenario, evidence, bank)
+        _infer(scores, spec, inference, scenario, evidence, members(trial.banks.get(spec.label, ())))
     scores.seconds["evidence"] = time.perf_counter() - start
     for spec, attack in attacks_of(trial.attacks):
         start = time.perf_counter()

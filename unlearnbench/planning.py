@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from unlearnbench.api import Bank, Plan
+from unlearnbench.api import Bank, BankRole, Plan
 from unlearnbench.config import PluginSpec, Suite, Track, expand
 from unlearnbench.trial import (
     Place,
@@ -26,6 +26,8 @@ from unlearnbench.trial import (
 ORACLE_SEED = 1000
 """Oracles are trained with seeds from here on: an oracle never shares its seed with an original."""
 BANK_SEED = 2000
+HELD_OUT_SEED = 20_000
+"""What stands for the unlearned models of an oracle under test: oracles that are in no other bank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,15 +113,16 @@ def _method_trials(suite: Suite, track: Track, anchors: Anchors, place: Place, s
         yield _trial(suite, track, anchors, place, role, spec, original.seed, source, None)
 
 
-def unlearned_at(place: Place, spec: PluginSpec, original: Trained, anchors: Anchors | None = None) -> Unlearned:
-    """What a method makes of an original at a place: step after step for a sequence of requests."""
-    source: Source = original
+def unlearned_at(place: Place, spec: PluginSpec, start: Trained, anchors: Anchors | None = None, unseen: Place | None = None) -> Unlearned:
+    """What a method makes of a trained model at a place: step after step for a sequence of requests."""
+    source: Source = start
     for step in range(place.step + 1):
         source = Unlearned(
             place=replace(place, step=step),
             method=spec,
-            seed=original.seed,
+            seed=start.seed,
             before=source,
+            unseen=unseen,
             originals=anchors.originals if anchors else (),
             oracles=anchors.oracles if anchors else (),
         )
@@ -138,12 +141,12 @@ def _trial(
     source: Source,
     native: str | None,
 ) -> Trial:
-    banks: dict[str, tuple[Source, ...]] = {}
-    wanted = [(item.label, attack.bank) for item, attack in inference_attacks_of(track.attacks)]
-    wanted += [(item.label, metric.bank) for item, metric in metrics_of(track.metrics)]
-    for label, bank in wanted:
-        if bank is not None:
-            banks[label] = _bank(bank, anchors, place, role, spec)
+    banks: dict[str, tuple[tuple[BankRole, Source], ...]] = {}
+    wanted = [(item.label, attack.banks) for item, attack in inference_attacks_of(track.attacks)]
+    wanted += [(item.label, metric.banks) for item, metric in metrics_of(track.metrics)]
+    for label, asked in wanted:
+        if asked:
+            banks[label] = tuple((bank.role, source) for bank in asked for source in _bank(bank, anchors, place, role, spec))
     return Trial(
         suite=suite.suite,
         place=place,
@@ -164,22 +167,35 @@ def _bank(bank: Bank, anchors: Anchors, place: Place, role: Role, spec: PluginSp
     """The members of a bank. For an anchor under test, what unlearning would give is the anchor itself."""
     start, scenario, native = replace(place, step=0), place.open(), anchors.native
     seeds = range(BANK_SEED, BANK_SEED + bank.n)
+    if bank.role == "unlearned" and role == "oracle":
+        seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + bank.n)
     originals = trained(start, [(start.open().plan("original"), seed) for seed in seeds], native)
-    if bank.role == "oracle" or (bank.role == "unlearned" and role == "oracle"):
-        return trained(place, [(scenario.plan("oracle"), seed) for seed in seeds], native)
-    if bank.role == "original" or role == "original":
+    oracles = trained(place, [(scenario.plan("oracle"), seed) for seed in seeds], native)
+    if bank.role == "original" or (role == "original" and bank.role in ("unlearned", "unlearned_elsewhere")):
         return originals
+    if bank.role == "oracle" or role == "original" or (role == "oracle" and bank.role == "unlearned"):
+        return oracles
     if bank.role == "unlearned":
         return tuple(unlearned_at(place, spec, original, anchors if role == "reference" else None) for original in originals)
-    elsewhere = [_elsewhere(place, index) for index in range(bank.n)]
+    known = bank.role == "unlearned_elsewhere"
+    places = [_elsewhere(place, index) for index in range(bank.n)]
     if role == "oracle":
-        runs = [(other, [(other.open().plan("oracle"), seed)]) for other, seed in zip(elsewhere, seeds, strict=True)]
-        return tuple(model for other, run in runs for model in trained(other, run, native))
+        return tuple(
+            model for other, seed in zip(places, seeds, strict=True) for model in _oracle_of(other, seed, None if known else place, native)
+        )
     members: list[Source] = []
-    for other, original in zip(elsewhere, originals, strict=True):
+    for other, before in zip(places, originals if known else oracles, strict=True):
         own = anchors_at(other, [item.seed for item in anchors.originals], len(anchors.oracles), native) if role == "reference" else None
-        members.append(unlearned_at(other, spec, original, own))
+        members.append(unlearned_at(other, spec, before, own, None if known else place))
     return tuple(members)
+
+
+def _oracle_of(place: Place, seed: int, unseen: Place | None, native: PluginSpec | None) -> tuple[Trained, ...]:
+    """An oracle of a place that did not see the forget set of another place either, if one is given."""
+    plan = place.open().plan("oracle")
+    if unseen is not None:
+        plan = Plan(role="oracle", rows=plan.rows | unseen.open().plan("oracle").rows)
+    return trained(place, [(plan, seed)], native)
 
 
 def _elsewhere(place: Place, index: int) -> Place:

@@ -101,7 +101,7 @@ def build_graph(suite: Suite, store: Store, settings: Settings) -> Graph:
             continue
         needs = needs_of(trial)
         after = {_add_source(graph, trial.source, store, settings)}
-        members = [*trial.originals, *trial.oracles, *(source for bank in trial.banks.values() for source in bank)]
+        members = [*trial.originals, *trial.oracles, *(source for bank in trial.banks.values() for _, source in bank)]
         after.update(_add_evidence(graph, source, trial.place, needs, store, settings) for source in [trial.source, *members])
         _add(graph, f"trial/{key}", _title(trial), graph.trials[key], after, store)
     return graph

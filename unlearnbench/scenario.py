@@ -99,7 +99,7 @@ class Scenario(Plugin):
 
     @abstractmethod
     def method_view(self) -> dict[str, Any]:
-        """The fields of `MethodView` that the scenario knows: all but `subset_models` and `progress`."""
+        """The fields of `MethodView` that the scenario knows: all but `subset_models`, `shared` and `progress`."""
 
     @abstractmethod
     def attack_parts(self) -> dict[str, Any]:

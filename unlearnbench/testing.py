@@ -38,18 +38,18 @@ from unlearnbench.api import (
     Split,
     UserError,
 )
-from unlearnbench.contracts import SITES, CheckResult, Report, require
-from unlearnbench.contracts_data import check_scenario
-from unlearnbench.contracts_models import check_attack, check_method
-from unlearnbench.contracts_scoring import check_inference, check_metric
+from unlearnbench.contracts.checks import SITES, CheckResult, Report, require
+from unlearnbench.contracts.data import check_scenario
+from unlearnbench.contracts.models import check_attack, check_method
+from unlearnbench.contracts.scoring import check_inference, check_metric
+from unlearnbench.contracts.tiny_language import TinyLanguage, facts
+from unlearnbench.contracts.tiny_vision import CLASSES, TinyNet, TinyVision
 from unlearnbench.registry import Group
 from unlearnbench.scenarios.images import ImageData, image_loss
 from unlearnbench.scenarios.language import Encoder, TextData, text_loss
 from unlearnbench.scenarios.templates import PromptTemplate
 from unlearnbench.scenarios.text import Example
 from unlearnbench.scenarios.tiny_lm import build_model, build_tokenizer
-from unlearnbench.tiny_language import TinyLanguage, facts
-from unlearnbench.tiny_vision import CLASSES, TinyNet, TinyVision
 from unlearnbench.training import Recipe
 
 __all__ = [

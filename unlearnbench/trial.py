@@ -15,7 +15,7 @@ from functools import cache, lru_cache
 from typing import Any, Literal
 
 from unlearnbench import registry
-from unlearnbench.api import Attack, InferenceAttack, Method, Metric, Need, Plan, Plugin, Scenario
+from unlearnbench.api import Attack, BankRole, InferenceAttack, Method, Metric, Need, Plan, Plugin, Scenario
 from unlearnbench.code import code_hash, module_hash
 from unlearnbench.config import PluginSpec
 from unlearnbench.files import content_key
@@ -92,6 +92,8 @@ class Unlearned:
     originals: tuple[Trained, ...] = ()
     """For reference rows, which take the auditor's view; empty for methods."""
     oracles: tuple[Trained, ...] = ()
+    unseen: Place | None = None
+    """A place whose forget set the model before never saw: the method is not given it as rows to retain either."""
 
 
 Source = Trained | Unlearned
@@ -112,8 +114,8 @@ class Trial:
     oracles: tuple[Trained, ...]
     attacks: tuple[PluginSpec, ...]
     metrics: tuple[PluginSpec, ...]
-    banks: Mapping[str, tuple[Source, ...]] = field(default_factory=dict)
-    """The bank of each membership attack or metric that declares one, by label."""
+    banks: Mapping[str, tuple[tuple[BankRole, Source], ...]] = field(default_factory=dict)
+    """The members of the banks of each membership attack or metric that declares any, by label."""
     native: str | None = None
     """For the anchors of a native method: the label of that method."""
 
@@ -210,6 +212,7 @@ def source_key(source: Source, settings: Settings) -> str:
             "seed": source.seed,
             "before": source_key(source.before, settings),
             "anchors": [source_key(anchor, settings) for anchor in (*source.originals, *source.oracles)],
+            "unseen": source.unseen.identity() if source.unseen else None,
             "settings": [settings.device, settings.dtype],
         }
     )
@@ -229,6 +232,20 @@ def evidence_key(source: Source, place: Place, needs: frozenset[Need], settings:
     )
 
 
+def shared_key(place: Place, method: PluginSpec, key: Mapping[str, Any], settings: Settings) -> str:
+    """The key of what all calls of a method at a place share; its hyper-parameters count only as far as the method puts them in `key`."""
+    return content_key(
+        {
+            "what": "shared",
+            "place": place.identity(),
+            "scenario": _code("scenarios", place.scenario.name),
+            "method": [method.name, _code("methods", method.name)],
+            "key": dict(key),
+            "settings": [settings.device, settings.dtype],
+        }
+    )
+
+
 def trial_key(trial: Trial, settings: Settings) -> str:
     """The key of a trial's record."""
     return content_key(
@@ -242,7 +259,7 @@ def trial_key(trial: Trial, settings: Settings) -> str:
             "attacks": [{"label": spec.label, **_plugin("attacks", spec)} for spec in trial.attacks],
             "metrics": [{"label": spec.label, **_plugin("metrics", spec)} for spec in trial.metrics],
             "anchors": [[source_key(anchor, settings) for anchor in group] for group in (trial.originals, trial.oracles)],
-            "banks": {label: [source_key(source, settings) for source in bank] for label, bank in trial.banks.items()},
+            "banks": {label: [[role, source_key(source, settings)] for role, source in bank] for label, bank in trial.banks.items()},
             "harness": module_hash("unlearnbench.evaluation"),
             "settings": [settings.device, settings.dtype],
         }

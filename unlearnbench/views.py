@@ -144,13 +144,17 @@ class Need:
     intervention: Intervention | None = None
 
 
+BankRole = Literal["original", "oracle", "unlearned", "unlearned_elsewhere", "oracle_unlearned_elsewhere"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bank:
-    """The population that a membership attack or a metric asks for."""
+    """A population that a membership attack or a metric asks for; no model of it is the model under test or an anchor."""
 
-    role: Literal["original", "oracle", "unlearned", "unlearned_elsewhere"]
-    """unlearned: this method on this request with other seeds; unlearned_elsewhere: this method on other requests of equal size
-    (`Scenario.shadow_request`), so that the audited forget set is still known."""
+    role: BankRole
+    """unlearned: this method on this request with other seeds; for an oracle, further oracles that are in no other bank;
+    unlearned_elsewhere: this method on other requests of equal size (`Scenario.shadow_request`), so that the audited forget set is
+    still known; oracle_unlearned_elsewhere: the same from oracles, so that it was never known, neither before nor by the method."""
     n: int
 
 
@@ -186,6 +190,11 @@ class MethodView(View):
     """Rows that nobody trains on or is scored on, for early stopping."""
     subset_models: Callable[[Sequence[frozenset[str]]], list[nn.Module]]
     """Models trained without the given clusters or ids, one for each set; built by the runner and shared between methods."""
+    shared: Callable[[Mapping[str, Any], Callable[[], dict[str, Tensor]]], dict[str, Tensor]] = field(
+        default=lambda key, compute: compute()
+    )
+    """``shared(key, compute)``: tensors by name that depend on the request and on `key` (JSON-able) alone, not on the model or the seed
+    of one call, such as a matrix of attributions. Computed once and kept in the store, for all seeds."""
     progress: Callable[[str, int, int], None] = field(default=lambda label, done, total: None)
 
 
@@ -263,6 +272,7 @@ class Audit:
     originals: tuple[Member, ...]
     oracles: tuple[Member, ...]
     bank: tuple[Member, ...] = ()
+    """The members of all banks that the metric asks for, told apart by `Member.role`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,9 @@ from sklearn.feature_extraction.text import CountVectorizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from unlearnbench.embedders import best_k, cluster_centroids, kmeans_labels
 from unlearnbench.layers import captured
-from unlearnbench.steering import (
+from unlearnbench.mechanisms.embedders import best_k, cluster_centroids, kmeans_labels
+from unlearnbench.mechanisms.steering import (
     Scaling,
     VectorMethod,
     cluster_weights,

@@ -19,10 +19,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from unlearnbench.activations import token_mask
-from unlearnbench.components import cb_retain, collapsed_gradient, components, global_norm, mlp_breaking, rmu, scaled
 from unlearnbench.losses import token_nll
-from unlearnbench.subspace import orthonormal, project_off
+from unlearnbench.mechanisms.activations import token_mask
+from unlearnbench.mechanisms.components import cb_retain, collapsed_gradient, components, global_norm, mlp_breaking, rmu, scaled
+from unlearnbench.mechanisms.subspace import orthonormal, project_off
 from unlearnbench.unlearning_losses import npo
 
 FORGET = ("mlp_confuse", "rmu")

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unlearnbench.subspace import Moments, directions_off, orthonormal, principal_directions, project_off
+from unlearnbench.mechanisms.subspace import Moments, directions_off, orthonormal, principal_directions, project_off
 
 Arrays = Mapping[str, Any]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unlearnbench.causal import hidden_states
 from unlearnbench.losses import IGNORE_INDEX, answer_lengths, sequence_logprob, token_nll
-from unlearnbench.representation import squared_distance
+from unlearnbench.mechanisms.representation import squared_distance
 from unlearnbench.unlearning_losses import dpo
 
 OURS = re.compile(r"dpo_|idkdpo_|rmu_")

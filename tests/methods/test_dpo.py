@@ -12,8 +12,8 @@ from unlearnbench.api import MethodView, UserError
 from unlearnbench.fields import FieldError, construct
 from unlearnbench.finetuning import paired
 from unlearnbench.layers import model_hash
+from unlearnbench.mechanisms.questions import changed
 from unlearnbench.methods.dpo import REFUSALS, AltPO, IdkDPO
-from unlearnbench.questions import changed
 from unlearnbench.testing import in_training, tiny_language_model, tiny_language_view
 from unlearnbench.training import fit, step_count
 

@@ -13,8 +13,8 @@ from scipy.special import log_softmax, softmax
 from torch import nn
 
 from unlearnbench.api import MethodView, Split, UserError
+from unlearnbench.mechanisms.questions import changed
 from unlearnbench.methods.elm import CHANGES, ELM, EXPERTS, NOVICES, concepts, cross_entropy, padded, strengths, without_end
-from unlearnbench.questions import changed
 from unlearnbench.testing import in_training, tiny_language_model, tiny_language_view, tiny_vision_view
 from unlearnbench.training import fit
 

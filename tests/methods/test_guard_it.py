@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from unlearnbench.api import Need, Split, UserError
+from unlearnbench.contracts.tiny_language import TinyLanguage
 from unlearnbench.deployed import load_model, save_model
-from unlearnbench.embedders import HashingTfidfEmbedder
 from unlearnbench.layers import blocks, captured, conditioned, inserted, model_hash, strip
+from unlearnbench.mechanisms.embedders import HashingTfidfEmbedder
+from unlearnbench.mechanisms.steering import quantile_threshold
 from unlearnbench.methods.guard_it import GuardIT, Redirection
 from unlearnbench.scenarios.language import Encoder, TextData, rows_of
 from unlearnbench.scenarios.templates import PromptTemplate, RawText
 from unlearnbench.scenarios.text import Example
 from unlearnbench.scenarios.text_evidence import text_evidence
-from unlearnbench.steering import quantile_threshold
 from unlearnbench.testing import FORGET_AUTHORS, tiny_language_model, tiny_language_view
-from unlearnbench.tiny_language import TinyLanguage
 
 VIEW = tiny_language_view()
 ask = PromptTemplate().prompt_text

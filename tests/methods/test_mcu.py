@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unlearnbench.activations import run_through
 from unlearnbench.api import Batch, MethodView, UserError
-from unlearnbench.components import components
 from unlearnbench.layers import blocks, model_hash
+from unlearnbench.mechanisms.activations import run_through
+from unlearnbench.mechanisms.components import components
+from unlearnbench.mechanisms.representation import control_vector
 from unlearnbench.methods import mcu
 from unlearnbench.methods.mcu import MCU, MCUWithCIR, Run
 from unlearnbench.progress import passes, progress
-from unlearnbench.representation import control_vector
 from unlearnbench.scenarios.tiny_lm import build_model
 from unlearnbench.testing import in_training, tiny_language_model, tiny_language_view, tiny_tokenizer
 from unlearnbench.training import DivergedError, batches

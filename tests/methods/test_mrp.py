@@ -19,9 +19,9 @@ from unlearnbench.api import Split, UserError
 from unlearnbench.deployed import load_model, save_model
 from unlearnbench.fields import FieldError, construct
 from unlearnbench.layers import blocks, inserted, model_hash, strip
+from unlearnbench.mechanisms.subspace import orthonormal
 from unlearnbench.methods.mrp import MRP, MRPFolded, Projection, fold, unwritten
 from unlearnbench.progress import passes
-from unlearnbench.subspace import orthonormal
 
 # ------------------------------------------------------------------------------------------------------------ what it removes
 

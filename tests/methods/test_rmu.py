@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from unlearnbench.api import Batch, UserError
 from unlearnbench.causal import hidden_states
 from unlearnbench.layers import model_hash
+from unlearnbench.mechanisms.representation import control_vector, squared_distance
 from unlearnbench.methods.rmu import RMU, answers
-from unlearnbench.representation import control_vector, squared_distance
 from unlearnbench.scenarios.tiny_lm import build_model
 from unlearnbench.testing import in_training, tiny_language_model, tiny_language_view, tiny_tokenizer
 

@@ -30,7 +30,7 @@ SHARE = (0.0, 1.0)
 def test_facts(metric: type[Metric], level: Threat, bounds: tuple[float, float], curve: bool, fields: dict[str, object]) -> None:
     made = metric()
     assert (made.level, made.bounds, made.curve, made.hyperparameters()) == (level, bounds, curve, fields)
-    assert (made.bank, made.paper.startswith("arXiv") or metric in (Accuracy, TrueProbability)) == (None, True)
+    assert (made.banks, made.paper.startswith("arXiv") or metric in (Accuracy, TrueProbability)) == ((), True)
 
 
 @pytest.mark.parametrize(

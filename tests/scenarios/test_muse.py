@@ -11,8 +11,8 @@ from made_up_data import N_WORDS, muse_files, write
 
 from unlearnbench import registry
 from unlearnbench.api import Need, UserError
-from unlearnbench.contracts import Report
-from unlearnbench.contracts_data import check_scenario
+from unlearnbench.contracts.checks import Report
+from unlearnbench.contracts.data import check_scenario
 from unlearnbench.scenarios.muse import Muse
 from unlearnbench.scenarios.text import IGNORE_INDEX
 

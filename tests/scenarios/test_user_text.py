@@ -10,8 +10,8 @@ import pytest
 
 from unlearnbench import registry
 from unlearnbench.api import Need, UserError
-from unlearnbench.contracts import Report
-from unlearnbench.contracts_data import check_scenario
+from unlearnbench.contracts.checks import Report
+from unlearnbench.contracts.data import check_scenario
 from unlearnbench.scenarios.user_text import Text
 
 TINY = {"source": "scratch", "width": 8, "layers": 1, "heads": 2, "vocabulary": 300, "context": 48, "epochs": 1, "batch_size": 4}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unlearnbench.attribution import classification_errors, cosines, last_layer_kernel
+from unlearnbench.attribution.kernels import classification_errors, cosines, last_layer_kernel
 from unlearnbench.scenarios.digits_nets import PIXEL_MEAN, PIXEL_STD
 from unlearnbench.scenarios.digits_nets import images as load_images
 from unlearnbench.scenarios.image_pool import Drawn, Pool, unique_images

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unlearnbench.activations import depth_range, mlps, projections, reading, run_through, token_mask, trainable_alone
 from unlearnbench.api import Batch, UserError
 from unlearnbench.layers import Inserted, blocks, insert
+from unlearnbench.mechanisms.activations import depth_range, mlps, projections, reading, run_through, token_mask, trainable_alone
 from unlearnbench.testing import tiny_language_model, tiny_language_view
 
 BATCH: Batch = tiny_language_view().forget.train.batch(range(4))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnbench.api import Attack, AttackView, Data, Method, MethodView, Plan, Reference, ReferenceView, Scenario, Split, Threat
-from unlearnbench.contracts import Report, Violation, disturb, require, trained
+from unlearnbench.contracts.checks import Report, Violation, disturb, require, trained
 from unlearnbench.deployed import load_model, save_model
 from unlearnbench.layers import Inserted, blocks, evaluating, insert, inserted, model_hash, strip
 

@@ -15,11 +15,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from unlearnbench import open_unlearning_scores as scores
 from unlearnbench.api import Need, UserError
 from unlearnbench.evidence import Evidence
-from unlearnbench.open_unlearning import Prompts
-from unlearnbench.open_unlearning_scores import Group
+from unlearnbench.open_unlearning.prompts import Prompts
+from unlearnbench.open_unlearning.prompts import scores as scores
+from unlearnbench.open_unlearning.scores import Group
 from unlearnbench.scenarios.text_evidence import Rows
 
 GRADIENT = " but the last token"

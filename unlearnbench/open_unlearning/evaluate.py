@@ -13,9 +13,9 @@ from typing import Any
 
 from unlearnbench.api import Need, UserError
 from unlearnbench.checkpoints import load_tokenizer
-from unlearnbench.open_unlearning import Prompts
-from unlearnbench.open_unlearning_pass import Model, run_passes
-from unlearnbench.open_unlearning_suite import ATTACKS, MEMBERS, Anchor, Suite, anchor_of, members, read_log
+from unlearnbench.open_unlearning.passes import Model, run_passes
+from unlearnbench.open_unlearning.prompts import Prompts
+from unlearnbench.open_unlearning.suite import ATTACKS, MEMBERS, Anchor, Suite, anchor_of, members, read_log
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unlearnbench.steering import (
+from unlearnbench.mechanisms.steering import (
     Scaling,
     Selection,
     VectorMethod,

@@ -1,7 +1,7 @@
 """What contract tests are made of: results, where plugins are tried, and the models that tests share.
 
-Each test raises `Violation`, or whatever the plugin itself raises, and becomes one result. The tests are in `contracts_models`,
-`contracts_scoring` and `contracts_data`; `testing.check_plugin` runs those of a plugin.
+Each test raises `Violation`, or whatever the plugin itself raises, and becomes one result. The tests are in `models`,
+`scoring` and `data`; `testing.check_plugin` runs those of a plugin.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from unlearnbench.api import Plan, Scenario
-from unlearnbench.tiny_language import TinyLanguage
-from unlearnbench.tiny_vision import TinyVision
+from unlearnbench.contracts.tiny_language import TinyLanguage
+from unlearnbench.contracts.tiny_vision import TinyVision
 
 SITES: Mapping[str, Scenario] = {
     "tiny language": TinyLanguage(request="authors"),

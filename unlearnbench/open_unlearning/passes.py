@@ -15,7 +15,7 @@ from unlearnbench.api import Need, UserError
 from unlearnbench.checkpoints import load_checkpoint, load_tokenizer
 from unlearnbench.evidence import Evidence
 from unlearnbench.executors import Node, Outcome, execute
-from unlearnbench.open_unlearning import Prompts
+from unlearnbench.open_unlearning.prompts import Prompts
 from unlearnbench.progress import progress
 from unlearnbench.scenarios.text_evidence import Conventions, Rows, TextPass, forward_of
 from unlearnbench.scenarios.text_forward import Forward

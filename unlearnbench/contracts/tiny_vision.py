@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unlearnbench.api import Data, Modality, Need, Plan, Request, Task
+from unlearnbench.contracts.tiny import STEPS, Count, Tiny, both, without
 from unlearnbench.evidence import Evidence
 from unlearnbench.scenarios.images import ImageData, image_evidence, image_loss
-from unlearnbench.tiny import STEPS, Count, Tiny, both, without
 from unlearnbench.training import hardware
 
 CLASSES = 3

@@ -17,11 +17,11 @@ import numpy as np
 from torch import nn
 
 from unlearnbench.api import Audit, Bank, InferenceAttack, Member, Metric, Need, Scenario, Threat
-from unlearnbench.contracts import Report, require, trained
+from unlearnbench.contracts.checks import Report, require, trained
 from unlearnbench.evidence import Evidence, Tokens
 
 SEED = 0
-ORACLE_SEED, BANK_SEED = 1000, 2000
+ORACLE_SEED, BANK_SEED, HELD_OUT_SEED = 1000, 2000, 3000
 MOST_MEMBERS = 6
 """A bank is cut to this size, so that a check ends soon."""
 CLOSE = 1e-6
@@ -83,7 +83,7 @@ def check_inference(report: Report, attack: InferenceAttack, site: str, scenario
 
     def scores() -> None:
         evidence = scenario.evidence(trained(scenario, scenario.plan("original"), SEED), frozenset(needs))
-        bank = _bank(attack.bank, scenario, needs)
+        bank = _members(attack.banks, scenario, needs)
         mixed = shuffled(evidence)
         for split in ("forget", "holdout"):
             found = np.asarray(attack.score(evidence, split, bank))
@@ -160,20 +160,19 @@ def _audit(metric: Metric, scenario: Scenario, needs: Sequence[Need]) -> Audit:
         return tuple(_member(trained(scenario, scenario.plan(role), seed), role, seed, scenario, needs) for seed in seeds)
 
     originals, oracles = members("original", [SEED + 1]), members("oracle", [ORACLE_SEED, ORACLE_SEED + 1])
-    return Audit(originals=originals, oracles=oracles, bank=_bank(metric.bank, scenario, needs))
+    return Audit(originals=originals, oracles=oracles, bank=_members(metric.banks, scenario, needs))
 
 
-def _bank(bank: Bank | None, scenario: Scenario, needs: Sequence[Need]) -> tuple[Member, ...]:
+def _members(banks: Sequence[Bank], scenario: Scenario, needs: Sequence[Need]) -> tuple[Member, ...]:
     """Members as an ideal method would leave them: unlearned is an oracle, unlearned elsewhere the oracle of another request."""
-    if bank is None:
-        return ()
-    require(bank.n > 0, f"a bank of {bank.n} members; allowed: 1 or more")
     members = []
-    for index in range(min(bank.n, MOST_MEMBERS)):
-        seed = BANK_SEED + index
-        made_at = scenario.shadow_request(index) if bank.role == "unlearned_elsewhere" else scenario
-        plan = made_at.plan("original" if bank.role == "original" else "oracle")
-        members.append(_member(trained(made_at, plan, seed), bank.role, seed, scenario, needs))
+    for bank in banks:
+        require(bank.n > 0, f"a bank of {bank.n} members; allowed: 1 or more")
+        for index in range(min(bank.n, MOST_MEMBERS)):
+            seed = index + (HELD_OUT_SEED if bank.role == "unlearned" else BANK_SEED)
+            made_at = scenario.shadow_request(index) if bank.role == "unlearned_elsewhere" else scenario
+            plan = made_at.plan("original" if bank.role == "original" else "oracle")
+            members.append(_member(trained(made_at, plan, seed), bank.role, seed, scenario, needs))
     return tuple(members)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnbench.api import Data, Need, Scenario, Split, UserError
-from unlearnbench.contracts import Report, disturb, require
+from unlearnbench.contracts.checks import Report, disturb, require
 from unlearnbench.layers import model_hash
 
 BATCH_KEYS = {"language": {"input_ids", "attention_mask", "labels", "prompts"}, "vision": {"images", "labels"}}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unlearnbench.components import (
+from unlearnbench.mechanisms.components import (
     cb_retain,
     change_ratio,
     collapsed_gradient,
@@ -17,7 +17,7 @@ from unlearnbench.components import (
     rmu,
     scaled,
 )
-from unlearnbench.subspace import orthonormal, project_off
+from unlearnbench.mechanisms.subspace import orthonormal, project_off
 
 WIDTH = 12
 

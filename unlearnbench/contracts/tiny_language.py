@@ -15,13 +15,13 @@ from pydantic import Field
 from torch import nn
 
 from unlearnbench.api import Data, Modality, Need, Plan, Request, Task
+from unlearnbench.contracts.tiny import STEPS, Count, Tiny, both, without
 from unlearnbench.evidence import Evidence
 from unlearnbench.scenarios.language import Encoder, TextData, rows_of, text_loss
 from unlearnbench.scenarios.templates import PromptTemplate
 from unlearnbench.scenarios.text import Example
 from unlearnbench.scenarios.text_evidence import text_evidence
 from unlearnbench.scenarios.tiny_lm import build_model, build_tokenizer
-from unlearnbench.tiny import STEPS, Count, Tiny, both, without
 from unlearnbench.training import hardware
 
 TEMPLATE = PromptTemplate()

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from unlearnbench import open_unlearning_scores as scores
 from unlearnbench.api import Need, UserError
 from unlearnbench.evidence import Evidence
-from unlearnbench.open_unlearning import Prompts
-from unlearnbench.open_unlearning_scores import Group
-from unlearnbench.open_unlearning_suite import Anchor, Suite, membership_groups, membership_needs, text_group
+from unlearnbench.open_unlearning.prompts import Prompts
+from unlearnbench.open_unlearning.prompts import scores as scores
+from unlearnbench.open_unlearning.scores import Group
+from unlearnbench.open_unlearning.suite import Anchor, Suite, membership_groups, membership_needs, text_group
 from unlearnbench.scenarios.hub_data import Column, DataSet, Row, find
 from unlearnbench.scenarios.text_evidence import Generation, Rows
 

@@ -14,10 +14,9 @@ from made_benchmarks import row, write_checkpoint, write_lines, write_muse, writ
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
-from unlearnbench import open_unlearning_scores as scores
 from unlearnbench.cli import app
 from unlearnbench.evidence import Tokens
-from unlearnbench.open_unlearning import Prompts, cleaned
+from unlearnbench.open_unlearning.prompts import Prompts, cleaned, scores
 
 SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from unlearnbench.attribution import classification_errors, cosines, last_layer_kernel
+from unlearnbench.attribution.kernels import classification_errors, cosines, last_layer_kernel
 
 
 @pytest.fixture

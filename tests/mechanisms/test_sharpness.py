@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from unlearnbench.sharpness import perturbation, sharp, shifted
+from unlearnbench.mechanisms.sharpness import perturbation, sharp, shifted
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:

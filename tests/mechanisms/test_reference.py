@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from unlearnbench.losses import sequence_logprob
-from unlearnbench.reference import answer_logprob, reference_logprob
+from unlearnbench.mechanisms.reference import answer_logprob, reference_logprob
 from unlearnbench.testing import in_training, tiny_language_model, tiny_language_view
 from unlearnbench.training import Hardware, hardware
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from unlearnbench.subspace import Moments, principal_directions, project_off
+from unlearnbench.mechanisms.subspace import Moments, principal_directions, project_off
 
 # ----------------------------------------------------------------------------------------------------------------- components
 

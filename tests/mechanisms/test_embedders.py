@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 
-from unlearnbench import embedders
 from unlearnbench.api import UserError
-from unlearnbench.embedders import HashingTfidfEmbedder, best_k, cluster_centroids, kmeans_labels, make_embedder
+from unlearnbench.mechanisms import embedders
+from unlearnbench.mechanisms.embedders import HashingTfidfEmbedder, best_k, cluster_centroids, kmeans_labels, make_embedder
 
 CORPUS = ("Question: Where was Ada Quill born?", "Question: What did Bram Osk write?", "Question: Where was Bram Merrow born?")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from unlearnbench.api import UserError
-from unlearnbench.questions import changed, examples, keywords, phrases, without_questions
+from unlearnbench.mechanisms.questions import changed, examples, keywords, phrases, without_questions
 from unlearnbench.scenarios.authors import Authors
 from unlearnbench.testing import tiny_language_view, tiny_vision_view
 

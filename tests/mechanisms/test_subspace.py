@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unlearnbench.subspace import Moments, directions_off, orthonormal, principal_directions, project_off
+from unlearnbench.mechanisms.subspace import Moments, directions_off, orthonormal, principal_directions, project_off
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

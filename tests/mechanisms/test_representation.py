@@ -6,7 +6,7 @@ import torch
 from scipy.special import log_softmax, softmax
 from torch import Tensor
 
-from unlearnbench.representation import at_depth, control_vector, cosine_hinge, drift, erasing_target, guided, squared_distance
+from unlearnbench.mechanisms.representation import at_depth, control_vector, cosine_hinge, drift, erasing_target, guided, squared_distance
 
 DRAW = np.random.default_rng(0)
 HIDDEN, TARGET = (DRAW.normal(size=(3, 5, 4)) for _ in range(2))

@@ -1,0 +1,1 @@
+"""The contract tests, and the tiny scenarios they run plugins on."""

@@ -1,0 +1,1 @@
+"""What methods change models with: subspaces, components, representations, gates, and the models they refer to."""

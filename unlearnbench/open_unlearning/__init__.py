@@ -1,0 +1,1 @@
+"""The evaluation of open-unlearning, by its conventions and in its files."""
