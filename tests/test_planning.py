@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,10 @@ def rows(trials: list[Trial]) -> list[tuple[str, str, int]]:
     return [(trial.role, trial.method.label, trial.seed) for trial in trials]
 
 
-def plans(bank: tuple[tuple[str, Source], ...]) -> list[tuple[str, frozenset[str], int]]:
-    """Role, rows left out and seed of each trained model of a bank."""
+def plans(sources: Sequence[Source | tuple[str, Source]]) -> list[tuple[str, frozenset[str], int]]:
+    """Role, rows left out and seed of each trained model, or member of a bank."""
     found = []
-    for _, source in bank:
+    for source in (item[1] if isinstance(item, tuple) else item for item in sources):
         assert isinstance(source, Trained)
         plan, seed = source.population.runs[source.index]
         assert seed == source.seed
@@ -153,7 +154,7 @@ def test_banks_hold_what_their_role_says(tmp_path: Path) -> None:
         for number, (_, member) in enumerate(method.banks[role]):
             assert isinstance(member, Unlearned)
             assert (member.method, member.seed) == (method.method, BANK_SEED + number)
-            assert plans(((role, member.before),)) == [before[number]]
+            assert plans([member.before]) == [before[number]]
             assert member.unseen == (method.place if role == "oracle_unlearned_elsewhere" else None)
     assert [member.place for _, member in method.banks["unlearned"] if isinstance(member, Unlearned)] == [method.place] * 2
     elsewhere = [member.place.open().forget_rows() for _, member in method.banks["unlearned_elsewhere"] if isinstance(member, Unlearned)]

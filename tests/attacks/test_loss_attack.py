@@ -34,7 +34,7 @@ def test_language_scores_are_mean_log_probabilities_per_token_with_the_end_token
     ids = {"holdout": ("a", "b")}
     scores = LossAttack().score(Evidence(ids=ids, clusters=ids, token_stats={need: stats}), "holdout", ())
     np.testing.assert_allclose(scores, [np.log(0.25), np.log(0.9 * 0.8 * 0.3) / 3], rtol=1e-6)
-    assert LossAttack().wants("holdout", SimpleNamespace(modality="language")) == (need,)
+    assert LossAttack().wants("holdout", SimpleNamespace(modality="language", task="generate")) == (need,)
 
 
 def vision(logits: np.ndarray) -> Evidence:
@@ -46,7 +46,7 @@ def vision(logits: np.ndarray) -> Evidence:
 def test_vision_scores_tell_members_from_others() -> None:
     draw = np.random.default_rng(1)
     attack = LossAttack()
-    assert attack.wants("forget", SimpleNamespace(modality="vision")) == (Need(what="logits", split="forget"),)
+    assert attack.wants("forget", SimpleNamespace(modality="vision", task="classify")) == (Need(what="logits", split="forget"),)
     noise = draw.normal(size=(400, 3))
     fitted = noise + np.array([4.0, 0.0, 0.0])
     members, others = attack.score(vision(fitted[:200]), "forget", ()), attack.score(vision(noise[200:]), "forget", ())
@@ -62,5 +62,5 @@ def test_nan_is_an_error() -> None:
 
 
 def test_serves_both_modalities() -> None:
-    for modality in ("language", "vision"):
-        assert LossAttack().supports(SimpleNamespace(modality=modality)) is None
+    for modality, task in (("language", "generate"), ("vision", "classify")):
+        assert LossAttack().supports(SimpleNamespace(modality=modality, task=task)) is None

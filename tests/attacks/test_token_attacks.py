@@ -17,7 +17,7 @@ from unlearnbench.attacks.reference_attack import ReferenceAttack
 from unlearnbench.attacks.zlib_attack import ZlibAttack
 from unlearnbench.evidence import Evidence, Tokens
 
-SCENARIO = SimpleNamespace(modality="language")
+SCENARIO = SimpleNamespace(modality="language", task="generate")
 PLAIN, MOMENTS = Need(what="tokens", split="forget"), Need(what="tokens", split="forget", moments=True)
 TEXT, NORM = Need(what="text", split="forget"), Need(what="gradient_norm", split="forget")
 
@@ -112,4 +112,4 @@ def test_facts(attack: type[InferenceAttack], level: Threat, banked: int) -> Non
     banks = attack().banks
     assert (attack().level, sum(bank.n for bank in banks)) == (level, banked)
     assert {bank.role for bank in banks} <= {"oracle"}
-    assert attack().supports(SimpleNamespace(modality="vision")) == "works on language, not on vision"
+    assert attack().supports(SimpleNamespace(modality="vision", task="classify")) == "works on language, not on vision"

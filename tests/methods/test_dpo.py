@@ -139,12 +139,12 @@ def test_epochs_count_alternates() -> None:
 def test_documents_and_vision_are_not_applicable_and_say_why() -> None:
     for method in (IdkDPO(), AltPO()):
         asked = {
-            kind: SimpleNamespace(modality="language", asked=lambda kind=kind: SimpleNamespace(kind=kind))
+            kind: SimpleNamespace(modality="language", task="generate", asked=lambda kind=kind: SimpleNamespace(kind=kind))
             for kind in ("instances", "documents")
         }
         assert method.supports(asked["instances"]) is None  # type: ignore[arg-type]
         assert "rows are documents" in str(method.supports(asked["documents"]))  # type: ignore[arg-type]
-        assert method.supports(SimpleNamespace(modality="vision")) == "works on language, not on vision"  # type: ignore[arg-type]
+        assert method.supports(SimpleNamespace(modality="vision", task="classify")) == "works on language, not on vision"  # type: ignore[arg-type]
 
 
 def test_a_model_that_says_nothing_is_an_error_and_an_instruction_has_its_places() -> None:

@@ -155,7 +155,7 @@ def test_answers_known_by_heart_become_unlikely_and_other_subjects_likely() -> N
 
 
 def test_documents_images_and_nameless_authors_are_refused() -> None:
-    documents = SimpleNamespace(modality="language", asked=lambda: SimpleNamespace(kind="documents"))
+    documents = SimpleNamespace(modality="language", task="generate", asked=lambda: SimpleNamespace(kind="documents"))
     assert "rows are documents" in str(ELM().supports(documents))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="elm: ImageData has no examples"):
         ELM().unlearn(tiny_language_model(), replace(VIEW, forget=tiny_vision_view().forget), seed=0)

@@ -333,7 +333,7 @@ def test_a_layer_that_returns_more_than_states_keeps_the_rest() -> None:
 
 
 def test_vision_is_not_applicable_with_a_reason() -> None:
-    assert GuardIT().supports(SimpleNamespace(modality="vision")) == "works on language, not on vision"  # type: ignore[arg-type]
+    assert GuardIT().supports(SimpleNamespace(modality="vision", task="classify")) == "works on language, not on vision"  # type: ignore[arg-type]
 
 
 def test_a_trained_model_no_longer_tells_what_it_forgot_and_tells_the_rest() -> None:

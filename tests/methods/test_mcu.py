@@ -332,5 +332,5 @@ def _plugins() -> Iterator[MCU]:
 
 def test_vision_is_not_applicable_with_a_reason() -> None:
     for plugin in _plugins():
-        assert plugin.supports(SimpleNamespace(modality="vision")) == "works on language, not on vision"  # type: ignore[arg-type]
-        assert plugin.supports(SimpleNamespace(modality="language")) is None  # type: ignore[arg-type]
+        assert plugin.supports(SimpleNamespace(modality="vision", task="classify")) == "works on language, not on vision"  # type: ignore[arg-type]
+        assert plugin.supports(SimpleNamespace(modality="language", task="generate")) is None  # type: ignore[arg-type]

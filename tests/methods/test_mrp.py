@@ -231,7 +231,7 @@ def test_what_does_not_fit_the_model_is_refused() -> None:
     without.model.layers = nn.ModuleList([nn.Linear(2, 2)])
     with pytest.raises(UserError, match="Linear has no module named mlp; use mrp with placement: residual"):
         MRP(placement="mlp_out").unlearn(without, VIEW, seed=0)
-    assert MRP().supports(SimpleNamespace(modality="vision")) == "works on language, not on vision"
+    assert MRP().supports(SimpleNamespace(modality="vision", task="classify")) == "works on language, not on vision"
 
 
 def test_layers_by_depth_and_by_number() -> None:

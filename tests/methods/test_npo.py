@@ -66,5 +66,5 @@ def test_later_steps_are_gradient_ascent_only_as_beta_vanishes() -> None:
 
 
 def test_vision_is_not_applicable_with_a_reason() -> None:
-    assert NPO().supports(SimpleNamespace(modality="vision")) == "works on language, not on vision"  # type: ignore[arg-type]
-    assert NPO().supports(SimpleNamespace(modality="language")) is None  # type: ignore[arg-type]
+    assert NPO().supports(SimpleNamespace(modality="vision", task="classify")) == "works on language, not on vision"  # type: ignore[arg-type]
+    assert NPO().supports(SimpleNamespace(modality="language", task="generate")) is None  # type: ignore[arg-type]

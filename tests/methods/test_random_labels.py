@@ -62,4 +62,4 @@ def test_the_forget_rows_are_answered_wrongly_afterwards() -> None:
 def test_it_wants_classes() -> None:
     with pytest.raises(ValueError, match="classes is None"):
         RandomLabels().unlearn(tiny_vision_model(), replace(VIEW, classes=None), seed=0)
-    assert RandomLabels().supports(SimpleNamespace(modality="language")) == "works on vision, not on language"  # type: ignore[arg-type]
+    assert RandomLabels().supports(SimpleNamespace(modality="language", task="generate")) == "works on vision, not on language"  # type: ignore[arg-type]

@@ -133,4 +133,4 @@ def test_without_words_of_its_own_or_questions_the_filter_says_so() -> None:
 
 @each
 def test_vision_is_not_applicable_with_a_reason(method: Method) -> None:
-    assert method.supports(SimpleNamespace(modality="vision")) == "works on language, not on vision"  # type: ignore[arg-type]
+    assert method.supports(SimpleNamespace(modality="vision", task="classify")) == "works on language, not on vision"  # type: ignore[arg-type]

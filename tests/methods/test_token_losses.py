@@ -301,8 +301,8 @@ def test_ceu_says_when_it_would_skip_everything() -> None:
 
 @every
 def test_vision_is_not_applicable_with_a_reason(cls: type[Any]) -> None:
-    assert cls().supports(SimpleNamespace(modality="vision")) == "works on language, not on vision"
-    assert cls().supports(SimpleNamespace(modality="language")) is None
+    assert cls().supports(SimpleNamespace(modality="vision", task="classify")) == "works on language, not on vision"
+    assert cls().supports(SimpleNamespace(modality="language", task="generate")) is None
 
 
 WRONG: list[tuple[type[Any], dict[str, Any]]] = [

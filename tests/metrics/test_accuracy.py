@@ -69,10 +69,12 @@ def test_plugins_read_their_split() -> None:
     assert Accuracy(split="test").measure(seen, AUDIT) == {"t0": 1.0, "t1": 1.0, "t2": 0.0}
     expected = {"t0": pytest.approx(0.9), "t1": pytest.approx(0.8), "t2": pytest.approx(0.45)}
     assert TrueProbability(split="test").measure(seen, AUDIT) == expected
-    scenario = SimpleNamespace(modality="vision", splits=("forget", "test"))
+    scenario = SimpleNamespace(modality="vision", task="classify", splits=("forget", "test"))
     for metric in (Accuracy(split="test"), TrueProbability(split="test")):
         assert metric.wants(scenario) == (Need(what="logits", split="test"),)
         assert metric.supports(scenario) is None
         assert (metric.side, metric.headline) == ("utility", False)
-        assert metric.supports(SimpleNamespace(modality="language", splits=("test",))) == "works on vision, not on language"
+        assert (
+            metric.supports(SimpleNamespace(modality="language", task="generate", splits=("test",))) == "works on vision, not on language"
+        )
     assert (Accuracy().side, Accuracy().headline) == ("forget", True)

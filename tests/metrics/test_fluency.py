@@ -50,7 +50,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_entropy_by_default() -> None:
     made = Fluency(split="retain")
-    assert made.wants(SimpleNamespace(modality="language")) == (Need(what="generation", split="retain"),)
+    assert made.wants(SimpleNamespace(modality="language", task="generate")) == (Need(what="generation", split="retain"),)
     assert made.measure(evidence(), AUDIT) == {row: ngram_entropy(text) for row, text in zip("abc", TEXTS, strict=True)}
     assert (made.side, made.headline, made.curve, made.clean_class) == ("diagnostic", False, False, 0)
     assert made.bounds == (0.0, sys.float_info.max)

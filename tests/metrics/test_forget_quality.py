@@ -49,7 +49,7 @@ def test_p_and_distance_are_those_of_the_test_on_truth_ratios() -> None:
     assert ForgetQuality().measure(model, audit(oracle)) == pytest.approx(expected.pvalue, rel=1e-12)
     assert float(ForgetDistance().measure(model, audit(oracle))) == pytest.approx(expected.statistic, rel=1e-12)
     assert 0 < expected.pvalue < 0.1
-    assert ForgetQuality().wants(SimpleNamespace(modality="language")) == (RIGHT, WRONG)
+    assert ForgetQuality().wants(SimpleNamespace(modality="language", task="generate")) == (RIGHT, WRONG)
 
 
 def test_several_oracles() -> None:

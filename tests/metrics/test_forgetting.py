@@ -16,7 +16,7 @@ from unlearnbench.metrics.forgetting import Forgetting, MemorizationScore, Priva
 ANSWER = Need(what="tokens", split="forget")
 PARAPHRASE = Need(what="tokens", split="forget", answer="paraphrased_answer")
 PERTURBED = Need(what="tokens", split="forget", answer="perturbed_answer")
-LANGUAGE = SimpleNamespace(modality="language")
+LANGUAGE = SimpleNamespace(modality="language", task="generate")
 
 
 def tokens(probability: float, hits: str = "1") -> Tokens:

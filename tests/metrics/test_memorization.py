@@ -39,7 +39,7 @@ def test_an_answer_without_a_token_is_an_error(metric: type[ExtractionStrength])
 def test_reads_the_question_asked_for(metric: type[ExtractionStrength]) -> None:
     other = Need(what="tokens", split="forget", question="paraphrased_question")
     asked = metric(question="paraphrased_question")
-    assert asked.wants(SimpleNamespace(modality="language")) == (other,)
+    assert asked.wants(SimpleNamespace(modality="language", task="generate")) == (other,)
     assert asked.measure(evidence("011", need=other), AUDIT) == {"row0": 0.5}
 
 
@@ -47,5 +47,5 @@ def test_facts() -> None:
     assert (ExtractionStrength().side, ExtractionStrength().headline) == ("forget", True)
     assert ExtractionStrength(split="retain").side == "utility"
     assert (ExactMemorization().side, ExactMemorization().headline) == ("diagnostic", False)
-    vision = SimpleNamespace(modality="vision", splits=("forget",))
+    vision = SimpleNamespace(modality="vision", task="classify", splits=("forget",))
     assert ExtractionStrength().supports(vision) == "works on language, not on vision"

@@ -13,7 +13,7 @@ from unlearnbench.api import Audit, Member, Need, NotMeasurable, Threat
 from unlearnbench.evidence import Evidence, Tokens
 from unlearnbench.metrics.muse import KnowMem, PrivLeak, VerbMem, privleak
 
-SCENARIO = SimpleNamespace(modality="language", splits=("forget", "retain", "holdout"))
+SCENARIO = SimpleNamespace(modality="language", task="generate", splits=("forget", "retain", "holdout"))
 
 
 @pytest.mark.parametrize("metric", [VerbMem, KnowMem])

@@ -19,7 +19,7 @@ from unlearnbench.metrics.tofu import (
 )
 
 AUDIT = Audit(originals=(), oracles=())
-SCENARIO = SimpleNamespace(modality="language", splits=("forget", "retain", "holdout", "general"))
+SCENARIO = SimpleNamespace(modality="language", task="generate", splits=("forget", "retain", "holdout", "general"))
 
 
 def tokens(*rows: list[float]) -> Tokens:
@@ -75,7 +75,9 @@ def test_what_a_metric_speaks_of_depends_on_the_split(split: str, side: str, hea
 @pytest.mark.parametrize("metric", [Probability, Rouge, TruthRatioTrueBetter])
 def test_says_why_it_cannot_serve(metric: type[Probability]) -> None:
     assert metric().supports(SCENARIO) is None
-    assert metric().supports(SimpleNamespace(modality="vision", splits=SCENARIO.splits)) == "works on language, not on vision"
+    assert (
+        metric().supports(SimpleNamespace(modality="vision", task="classify", splits=SCENARIO.splits)) == "works on language, not on vision"
+    )
     assert "needs a split 'test', not one of ('forget'" in str(metric(split="test").supports(SCENARIO))
 
 

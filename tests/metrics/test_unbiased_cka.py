@@ -168,7 +168,7 @@ def test_plugin_errors_and_facts() -> None:
     metric = UnbiasedCKA()
     assert (metric.side, metric.headline, metric.direction) == ("diagnostic", False, "lower")
     assert UnbiasedCKA(split="retain").direction == "higher"
-    scenario = SimpleNamespace(modality="vision", splits=("forget",))
+    scenario = SimpleNamespace(modality="vision", task="classify", splits=("forget",))
     assert metric.supports(scenario) is None
     assert "not on audio" in str(metric.supports(SimpleNamespace(modality="audio", splits=("forget",))))
     assert metric.wants(scenario) == (Need(what="features", split="forget"),)

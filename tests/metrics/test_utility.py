@@ -13,7 +13,7 @@ from unlearnbench.evidence import Evidence, Tokens
 from unlearnbench.metrics.utility import ModelUtility, UtilityScore
 
 AUDIT = Audit(originals=(), oracles=())
-SCENARIO = SimpleNamespace(modality="language", splits=("forget", "retain", "holdout", "general"))
+SCENARIO = SimpleNamespace(modality="language", task="generate", splits=("forget", "retain", "holdout", "general"))
 
 
 def tokens(*rows: list[float]) -> Tokens:
@@ -66,9 +66,9 @@ def test_model_utility_is_zero_when_one_part_is() -> None:
 def test_model_utility_says_what_it_needs() -> None:
     assert ModelUtility().supports(SCENARIO) is None
     assert (ModelUtility().side, ModelUtility().headline, ModelUtility().direction) == ("utility", False, "higher")
-    without = SimpleNamespace(modality="language", splits=("forget", "retain", "holdout"))
+    without = SimpleNamespace(modality="language", task="generate", splits=("forget", "retain", "holdout"))
     assert ModelUtility().supports(without) == "needs splits ['general'], not among ('forget', 'retain', 'holdout')"
-    vision = SimpleNamespace(modality="vision", splits=("forget", "retain", "holdout"))
+    vision = SimpleNamespace(modality="vision", task="classify", splits=("forget", "retain", "holdout"))
     assert ModelUtility().supports(vision) == "works on language, not on vision"
     for splits in ((), ("retain", "retain")):
         with pytest.raises(UserError, match="one split or more, each once"):
