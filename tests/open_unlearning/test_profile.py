@@ -16,7 +16,8 @@ from typer.testing import CliRunner, Result
 
 from unlearnbench.cli import app
 from unlearnbench.evidence import Tokens
-from unlearnbench.open_unlearning.prompts import Prompts, cleaned, scores
+from unlearnbench.open_unlearning import scores
+from unlearnbench.open_unlearning.prompts import Prompts, cleaned
 
 SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
 
