@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from unlearnbench.api import Need, UserError
 from unlearnbench.evidence import Evidence
+from unlearnbench.open_unlearning import scores
 from unlearnbench.open_unlearning.prompts import Prompts
-from unlearnbench.open_unlearning.prompts import scores as scores
 from unlearnbench.open_unlearning.scores import Group
 from unlearnbench.open_unlearning.suite import Anchor, Suite, membership_groups, membership_needs, text_group
 from unlearnbench.scenarios.hub_data import Column, DataSet, Row, find

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from unlearnbench.api import Need, UserError
 from unlearnbench.evidence import Evidence
+from unlearnbench.open_unlearning import scores
 from unlearnbench.open_unlearning.prompts import Prompts
-from unlearnbench.open_unlearning.prompts import scores as scores
 from unlearnbench.open_unlearning.scores import Group
 from unlearnbench.scenarios.text_evidence import Rows
 
