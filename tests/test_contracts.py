@@ -12,7 +12,7 @@ import pytest
 from made_up_data import muse_files, tofu_files, write
 
 from unlearnbench import registry
-from unlearnbench.contracts.checks import tiny_language, tiny_vision
+from unlearnbench.contracts import tiny_language, tiny_vision
 from unlearnbench.registry import BASES, Group
 from unlearnbench.testing import check_plugin
 

@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from unlearnbench import registry
 from unlearnbench.artefacts import Workshop
 from unlearnbench.config import Suite, load_suite
-from unlearnbench.contracts.checks import tiny_language
+from unlearnbench.contracts import tiny_language
 from unlearnbench.deployed import load_model, save_model
 from unlearnbench.layers import inserted, model_hash
 from unlearnbench.planning import trials_of
