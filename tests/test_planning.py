@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from unlearnbench.config import Suite, load_suite
-from unlearnbench.contracts.checks import tiny_vision
+from unlearnbench.contracts import tiny_vision
 from unlearnbench.planning import BANK_SEED, HELD_OUT_SEED, ORACLE_SEED, trials_of
 from unlearnbench.trial import Settings, Source, Trained, Trial, Unlearned, population_key, source_key
 
