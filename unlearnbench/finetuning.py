@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from unlearnbench.adapters import attach, merged
 from unlearnbench.api import Batch, Data, Method, MethodView, View
@@ -194,11 +195,28 @@ class TrainedMethod(Method):
         n: int,
         seed: int,
         parameters: Iterable[nn.Parameter] | None = None,
+        optimizer: Optimizer | None = None,
+        on_step: Callable[[int, nn.Module], None] | None = None,
     ) -> nn.Module:
-        """`descend` over some parameters, by default those that have ``requires_grad``: for methods with an adapter of their own."""
+        """`descend` over some parameters, by default those that have ``requires_grad``: for methods with an adapter of their own.
+
+        `optimizer` and `on_step` are those of `training.fit`.
+        """
         per_epoch = ceil(ceil(n / self.batch_size) / self.accumulate)
         total, label = self.epochs * per_epoch, type(self).__name__
-        fit(model, loss, steps, self.recipe(view), seed=seed, total_steps=total, parameters=parameters, weigh=_rows, label=label)
+        fit(
+            model,
+            loss,
+            steps,
+            self.recipe(view),
+            seed=seed,
+            total_steps=total,
+            parameters=parameters,
+            weigh=_rows,
+            optimizer=optimizer,
+            on_step=on_step,
+            label=label,
+        )
         return model.eval()
 
 
