@@ -9,8 +9,8 @@ from unlearnbench.nets import VisionTransformer, vit
 from unlearnbench.nets.vit import Attention, Block
 
 
-def tiny(seed: int = 0) -> VisionTransformer:
-    return vit(classes=3, channels=2, size=8, patch=4, width=8, depth=2, heads=2, seed=seed).eval()
+def tiny(stem: int = 0) -> VisionTransformer:
+    return vit(classes=3, channels=2, size=8, patch=4, width=8, depth=2, heads=2, stem=stem, seed=0).eval()
 
 
 def attended(layer: Attention, x: Tensor) -> Tensor:
@@ -51,3 +51,11 @@ def test_the_parts_make_the_whole_and_any_number_of_tokens_goes_through() -> Non
     longer = model.encoder(torch.cat([tokens, torch.randn(3, 4, 8)], 1))
     assert longer.shape == (3, 9, 8)
     assert not torch.allclose(longer[:, 0], model.encoder(tokens)[:, 0])
+
+
+def test_a_stem_stands_before_the_patches() -> None:
+    model, images = tiny(stem=5), torch.randn(3, 2, 8, 8)
+    kernel, bias = (parameter.detach() for parameter in model.stem.parameters())
+    seen = torch.nn.functional.conv2d(images, kernel, bias, padding=1).clamp(min=0)
+    patches = model.patches(seen).flatten(2).mT
+    torch.testing.assert_close(model.embed(images)[:, 1:], patches + model.positions[:, 1:])

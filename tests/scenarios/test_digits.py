@@ -15,7 +15,18 @@ from unlearnbench.api import Need, Plan, UserError
 from unlearnbench.scenarios import digits_data
 from unlearnbench.scenarios.digits import Digits
 from unlearnbench.scenarios.digits_data import draw_pool, draw_request
-from unlearnbench.scenarios.digits_nets import CONVNET_RECIPE, CONVNET_WIDTH, MLP_RECIPE, MLP_WIDTH, convnet, images, mlp
+from unlearnbench.scenarios.digits_nets import (
+    CONVNET_RECIPE,
+    CONVNET_WIDTH,
+    MLP_RECIPE,
+    MLP_WIDTH,
+    VIT_RECIPE,
+    VIT_WIDTH,
+    convnet,
+    images,
+    mlp,
+    vision_transformer,
+)
 from unlearnbench.scenarios.image_pool import unique_images
 from unlearnbench.training import batches, step_count
 
@@ -197,12 +208,31 @@ def test_settings_tell_what_was_trained_and_nothing_else() -> None:
     assert settings("original", width=192) == settings("original")
 
 
-def test_both_nets_are_trained_by_their_own_recipe() -> None:
+def test_all_nets_are_trained_by_their_own_recipe() -> None:
     assert Digits(request="class3").recipe == MLP_RECIPE
     assert Digits(request="class3", net="conv").recipe == CONVNET_RECIPE
-    for net, width, build in (("mlp", MLP_WIDTH, mlp), ("conv", CONVNET_WIDTH, convnet)):
+    assert Digits(request="class3", net="vit").recipe == VIT_RECIPE
+    assert Digits(request="class3", net="vit", lr=0.1).recipe == replace(VIT_RECIPE, lr=0.1)
+    for net, width, build in (("mlp", MLP_WIDTH, mlp), ("conv", CONVNET_WIDTH, convnet), ("vit", VIT_WIDTH, vision_transformer)):
         model = registry.make("scenarios", "digits", {"request": "class3", "net": net}).build(5)
         torch.testing.assert_close(model.state_dict(), build(width, 5).state_dict(), rtol=0, atol=0)
+
+
+def test_the_transformer_learns_a_class_or_never_hears_of_it() -> None:
+    scenario = Digits(request="class3", net="vit", epochs=14)
+    # Two at once: its layers cannot be stacked, so that it is trained by the loop.
+    original, oracle = scenario.train([scenario.plan("original"), scenario.plan("oracle")], [0, 0])
+
+    def accuracy(model: nn.Module, split: str) -> float:
+        data = scenario.split(split)
+        with torch.no_grad():
+            return float((model.eval()(data.images).argmax(1) == data.labels).double().mean())
+
+    assert accuracy(original, "forget") >= 0.99
+    assert accuracy(oracle, "forget") == 0
+    for model in (original, oracle):
+        assert accuracy(model, "retain") >= 0.99
+        assert accuracy(model, "test") >= 0.95
 
 
 def test_mistakes_are_named() -> None:

@@ -13,7 +13,17 @@ from torch import nn
 
 from unlearnbench.api import Request
 from unlearnbench.scenarios.digits_data import N_CLASSES, DigitsPool, draw_pool, draw_request, draw_shadow
-from unlearnbench.scenarios.digits_nets import CONVNET_WIDTH, MLP_RECIPE, MLP_WIDTH, convnet, mlp
+from unlearnbench.scenarios.digits_nets import (
+    CONVNET_RECIPE,
+    CONVNET_WIDTH,
+    MLP_RECIPE,
+    MLP_WIDTH,
+    VIT_RECIPE,
+    VIT_WIDTH,
+    convnet,
+    mlp,
+    vision_transformer,
+)
 from unlearnbench.scenarios.image_pool import Drawn
 from unlearnbench.scenarios.vision_scenario import VisionScenario
 from unlearnbench.training import Recipe, hardware
@@ -38,13 +48,16 @@ class Digits(VisionScenario):
     stack: ClassVar[int] = 16
     """On a CPU larger stacks of the MLP gain little more, and those of the other net are slower."""
 
-    net: Literal["mlp", "conv"] = "mlp"
-    """One hidden layer, or two convolutions with batch-norm."""
+    net: Literal["mlp", "conv", "vit"] = "mlp"
+    """One hidden layer, two convolutions with batch-norm, or a small vision transformer."""
     width: Count | None = None
-    """Hidden units (192 if not given), or channels of the first convolution (12)."""
-    epochs: Count = MLP_RECIPE.epochs
-    batch_size: Annotated[int, Field(ge=2)] = MLP_RECIPE.batch_size
-    lr: Annotated[float, Field(gt=0)] = MLP_RECIPE.lr
+    """Hidden units (192 if not given), channels of the first convolution (12), or width of the transformer's tokens (32)."""
+    epochs: Count | None = None
+    """Passes over the training images (60 if not given; of the vision transformer 20)."""
+    batch_size: Annotated[int, Field(ge=2)] | None = None
+    """Images of a step (64)."""
+    lr: Annotated[float, Field(gt=0)] | None = None
+    """Highest learning rate (0.02; of the vision transformer 0.004)."""
 
     @classmethod
     def requests(cls) -> tuple[Request, ...]:
@@ -86,16 +99,22 @@ class Digits(VisionScenario):
     @property
     def recipe(self) -> Recipe:
         """How the original and the oracles are trained; it memorises wrong labels."""
-        return replace(MLP_RECIPE, epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
+        given = {name: value for name in ("epochs", "batch_size", "lr") if (value := getattr(self, name)) is not None}
+        return replace({"mlp": MLP_RECIPE, "conv": CONVNET_RECIPE, "vit": VIT_RECIPE}[self.net], **given)
+
+    @property
+    def batched(self) -> bool:
+        """See `VisionScenario.batched`: the attention of several transformers cannot be stacked."""
+        return self.net != "vit"
 
     def net_settings(self) -> dict[str, Any]:
         """See `VisionScenario.net_settings`."""
         return {"net": self.net, "width": self._width()}
 
     def _width(self) -> int:
-        return self.width or {"mlp": MLP_WIDTH, "conv": CONVNET_WIDTH}[self.net]
+        return self.width or {"mlp": MLP_WIDTH, "conv": CONVNET_WIDTH, "vit": VIT_WIDTH}[self.net]
 
     def build(self, seed: int) -> nn.Module:
         """See `Scenario.build`."""
-        make = {"mlp": mlp, "conv": convnet}[self.net]
+        make = {"mlp": mlp, "conv": convnet, "vit": vision_transformer}[self.net]
         return make(self._width(), seed).to(hardware.get().device)
