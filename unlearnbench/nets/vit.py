@@ -4,8 +4,10 @@ Alexey Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021, arXiv:201
 blocks normalise before attention and before the perceptron, and the head reads the class token. Departures: no dropout, one layer as
 head instead of two, sizes for small images, and before the patches a 3x3 convolution, since a ViT without one wants far more images
 (Tete Xiao et al., "Early convolutions help transformers see better", arXiv:2106.14881, where a deeper stem takes the place of the
-patches; measured on handwritten digits: 0.98 of unseen images with it, 0.93 without). Its forward pass is split in parts, so that tokens can be put in between:
-`embed`, the module `encoder`, `pool`, `head`. Attention has its projections apart (`query`, `key`, `value`), so that adapters find them.
+patches; measured on handwritten digits: 0.98 of unseen images with it, 0.93 without).
+
+Its forward pass is split in parts, so that tokens can be put in between: `embed`, the module `encoder`, `pool`, `head`. Attention has
+its projections apart (`query`, `key`, `value`), so that adapters find them.
 """
 
 import torch
