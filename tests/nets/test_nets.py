@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from unlearnbench.api import UserError
-from unlearnbench.layers import blocks
+from unlearnbench.layers import blocks, last_linear
 from unlearnbench.nets import NetName, net, prepare, recipe_of
-from unlearnbench.scenarios.images import last_linear
 
 NAMES = get_args(NetName)
 SMALL = {"resnet9": 4, "resnet18": 4, "resnet20": 4, "resnet56": 2, "vit": 8}
