@@ -284,6 +284,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def reinitialise(model: nn.Module, *, seed: int) -> nn.Module:
+    """Draw all weights anew, in place: by each layer's own ``reset_parameters``, which resets batch-norm's statistics too.
+
+    What a module without that method holds itself (a class token) has its entries shuffled, so that it keeps their size and forgets
+    their order.
+    """
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        torch.manual_seed(seed)
+        for module in model.modules():
+            reset = getattr(type(module), "reset_parameters", None)
+            if reset is not None:
+                reset(module)
+                continue
+            for parameter in module.parameters(recurse=False):
+                order = torch.randperm(parameter.numel()).to(device)
+                parameter.copy_(parameter.flatten()[order].reshape(parameter.shape))
+    return model
+
+
 def model_hash(model: nn.Module) -> str:
     """A hash of all parameters and buffers: names, types, shapes and bytes."""
     digest = hashlib.sha256()

@@ -216,6 +216,36 @@ def logit_margin(logits: Tensor, labels: Tensor) -> Tensor:
     return per_token((found.amax(-1) - found.mean(-1)) ** 2, labels)
 
 
+# ------------------------------------------------------------------------------------------------------------- of classifiers
+
+
+def softened_kl(reference: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence of softened predictions: sum_k t_k (log t_k - log s_k), t = softmax(z_ref / T), s = softmax(z / T).
+
+    The distillation loss of Hinton et al. 2015, arXiv:1503.02531, is this times T^2.
+
+    Args:
+        reference: logits of the teacher [B, K]; no gradient reaches them.
+        logits: logits of the student [B, K].
+        temperature: T, above 0.
+
+    Returns:
+        [B], never below 0 but for rounding, in float32 at least.
+
+    Raises:
+        ValueError: the temperature is not above 0.
+
+    >>> softened_kl(torch.zeros(1, 2), torch.tensor([[0.0, 2.0]]), temperature=2.0)
+    tensor([0.1201])
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; allowed: above 0")
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    wanted = (reference.detach().to(dtype) / temperature).log_softmax(-1)
+    found = (logits.to(dtype) / temperature).log_softmax(-1)
+    return functional.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
+
+
 # --------------------------------------------------------------------------------------------------------------- constraints
 
 
