@@ -39,7 +39,7 @@ class BoundaryShrink(TrainedMethod):
         """See `Method.unlearn`."""
         low, high = _bounds(view.forget.train, view.retain.train, self.batch_size)
         device, found = next(model.parameters()).device, []
-        for index in torch.arange(len(view.forget.train)).split(self.batch_size):
+        for index in torch.split(torch.arange(len(view.forget.train)), self.batch_size):
             batch = send_to_device(view.forget.train.batch(index), device)
             shifted = uphill(model, view, batch, self.step * (high - low).to(device)).clamp(low.to(device), high.to(device))
             with torch.no_grad(), evaluating(model):
@@ -75,7 +75,8 @@ def uphill(model: nn.Module, view: MethodView, batch: Batch, step: Tensor | floa
     images = batch["images"].detach().clone().requires_grad_()
     with torch.enable_grad(), evaluating(model):
         (slope,) = torch.autograd.grad(view.loss(model, {**batch, "images": images}).sum(), images)
-    return (images + step * slope.sign()).detach()
+    shifted: Tensor = images + step * slope.sign()
+    return shifted.detach()
 
 
 def likeliest_wrong(logits: Tensor, labels: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ def _bounds(forget: Data, retain: Data, batch_size: int) -> tuple[Tensor, Tensor
     """Smallest and largest value of each channel over all images [1, channels, 1, 1]."""
     lows, highs = [], []
     for rows in (forget, retain):
-        for index in torch.arange(len(rows)).split(batch_size):
+        for index in torch.split(torch.arange(len(rows)), batch_size):
             images = rows.batch(index)["images"]
             lows.append(images.amin((0, 2, 3), keepdim=True))
             highs.append(images.amax((0, 2, 3), keepdim=True))

@@ -108,7 +108,7 @@ class DUCK(PhasedMethod):
         """What the model says of some rows, in eval mode."""
         device, parts = next(model.parameters()).device, []
         with evaluating(model), penultimate(model) as seen:
-            for index in torch.arange(len(data)).split(self.batch_size):
+            for index in torch.split(torch.arange(len(data)), self.batch_size):
                 batch = send_to_device(data.batch(index), device)
                 logits = model(batch["images"])
                 parts.append((seen[0], logits.argmax(1), batch["labels"]))
@@ -134,8 +134,8 @@ def centroids(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     (tensor([2, 7]), tensor([[0., 4.],
             [2., 0.]]))
     """
-    classes = labels.unique()
-    return classes, torch.stack([features[labels == label].mean(0) for label in classes])
+    classes = torch.unique(labels)
+    return classes, torch.stack([features[labels == label].mean(0) for label in classes.tolist()])
 
 
 def cosine_distances(features: Tensor, means: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class InfluenceUnlearning(Method):
         step = self.alpha * inverse_fisher_product(influence_direction(ours, others, len(forget), len(retain)), rows, self.damping)
         with torch.no_grad():
             parameters = list(trained(model).values())
-            for weight, part in zip(parameters, step.split([weight.numel() for weight in parameters]), strict=True):
+            for weight, part in zip(parameters, torch.split(step, [weight.numel() for weight in parameters]), strict=True):
                 weight.add_(part.reshape(weight.shape))
         return model
 

@@ -20,6 +20,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from unlearnbench.api import Batch, Data, MethodView
 from unlearnbench.finetuning import PhasedMethod, shuffled
@@ -56,16 +57,17 @@ class SCRUB(PhasedMethod):
         """See `Method.unlearn`."""
         teacher = copy.deepcopy(model).eval()
 
-        def divergence(student: nn.Module, batch: Batch) -> Tensor:
+        def divergence(logits: Tensor, batch: Batch) -> Tensor:
             with torch.no_grad():
                 reference = teacher(batch["images"])
-            return self.temperature**2 * softened_kl(reference, student(batch["images"]), self.temperature).mean()
+            return self.temperature**2 * softened_kl(reference, logits, self.temperature).mean()
 
         def leave(student: nn.Module, batch: Batch) -> Tensor:
-            return -divergence(student, batch)
+            return -divergence(student(batch["images"]), batch)
 
         def stay(student: nn.Module, batch: Batch) -> Tensor:
-            return self.loss_weight * view.loss(student, batch).mean() + self.kl_weight * divergence(student, batch)
+            logits = student(batch["images"])
+            return self.loss_weight * cross_entropy(logits, batch["labels"]) + self.kl_weight * divergence(logits, batch)
 
         student = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = make_optimizer(student, self.phase(view, self.lr))

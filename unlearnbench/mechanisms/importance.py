@@ -62,9 +62,16 @@ def squared_gradient(model: nn.Module, loss: Loss, batches: Iterable[Any]) -> We
 
     With larger batches and a mean as the loss this is smaller, since the gradients of different rows cancel.
     """
-    batches = list(batches)
-    squares = ({name: tensor.square() for name, tensor in found.items()} for found in gradients(model, loss, batches))
-    return {name: tensor / len(batches) for name, tensor in _sum(squares).items()}
+    count = 0
+
+    def squares() -> Iterator[Weights]:
+        nonlocal count
+        for found in gradients(model, loss, batches):
+            count += 1
+            yield {name: tensor.square() for name, tensor in found.items()}
+
+    summed = _sum(squares())
+    return {name: tensor / count for name, tensor in summed.items()}
 
 
 def fisher_diagonal(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> Weights:
@@ -93,7 +100,8 @@ def fisher_diagonal(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -
             count += 1
             yield {name: torch.tensordot(weights, slope.square(), 1) for name, slope in zip(parameters, slopes, strict=True)}
 
-    return {name: tensor / count for name, tensor in _sum(squares()).items()}
+    summed = _sum(squares())
+    return {name: tensor / count for name, tensor in summed.items()}
 
 
 def _sum(parts: Iterable[Weights]) -> Weights:
@@ -179,5 +187,5 @@ def inverse_fisher_product(vector: Tensor, rows: Tensor, damping: float) -> Tens
         raise ValueError(f"damping is {damping}; allowed: above 0")
     count = len(rows)
     gram = (rows @ rows.T).double() + damping * count * torch.eye(count, dtype=torch.float64, device=rows.device)
-    share = torch.linalg.solve(gram, (rows @ vector).double())
+    share: Tensor = torch.linalg.solve(gram, (rows @ vector).double())
     return (vector - rows.T @ share.to(vector.dtype)) / damping
