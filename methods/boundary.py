@@ -12,7 +12,6 @@ training; batch-norm is frozen by default. Made for classes, both are defined fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated
 
 import torch
@@ -21,9 +20,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unlearnbench.api import Batch, Data, MethodView
-from unlearnbench.finetuning import TrainedMethod
+from unlearnbench.finetuning import TrainedMethod, shuffled
 from unlearnbench.layers import evaluating, last_linear
-from unlearnbench.training import batches
+from unlearnbench.mechanisms.relabelling import Relabelled
 
 
 class BoundaryShrink(TrainedMethod):
@@ -44,7 +43,7 @@ class BoundaryShrink(TrainedMethod):
             shifted = uphill(model, view, batch, self.step * (high - low).to(device)).clamp(low.to(device), high.to(device))
             with torch.no_grad(), evaluating(model):
                 found.append(likeliest_wrong(model(shifted), batch["labels"]).cpu())
-        return _relabelled(self, model, view, torch.cat(found), seed=seed)
+        return _learn(self, model, view, Relabelled(view.forget.train, torch.cat(found)), seed=seed)
 
 
 class BoundaryExpand(TrainedMethod):
@@ -57,8 +56,8 @@ class BoundaryExpand(TrainedMethod):
         """See `Method.unlearn`."""
         classes = last_linear(model).out_features
         _resize_head(model, classes + 1, seed=seed)
-        labels = torch.full((len(view.forget.train),), classes)
-        _relabelled(self, model, view, labels, seed=seed)
+        forget = view.forget.train
+        _learn(self, model, view, Relabelled(forget, torch.full((len(forget),), classes)), seed=seed)
         _resize_head(model, classes, seed=seed)
         return model.eval()
 
@@ -99,18 +98,13 @@ def _bounds(forget: Data, retain: Data, batch_size: int) -> tuple[Tensor, Tensor
     return torch.cat(lows).amin(0, keepdim=True), torch.cat(highs).amax(0, keepdim=True)
 
 
-def _relabelled(method: TrainedMethod, model: nn.Module, view: MethodView, labels: Tensor, *, seed: int) -> nn.Module:
-    """Train on the forget rows with these labels [n]."""
-    rows = view.forget.train
-
-    def steps(epoch: int) -> Iterator[Batch]:
-        for index in batches(len(rows), method.batch_size, seed=seed, epoch=epoch):
-            yield {**rows.batch(index), "labels": labels[index]}
+def _learn(method: TrainedMethod, model: nn.Module, view: MethodView, rows: Data, *, seed: int) -> nn.Module:
+    """Train on these rows alone."""
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         return view.loss(model, batch).mean()
 
-    return method.descend(model, view, loss, steps, n=len(rows), seed=seed)
+    return method.descend(model, view, loss, shuffled(rows, method.batch_size, seed=seed), n=len(rows), seed=seed)
 
 
 def _resize_head(model: nn.Module, classes: int, *, seed: int) -> None:

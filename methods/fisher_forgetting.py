@@ -18,10 +18,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from unlearnbench.api import Data, Method, MethodView
+from unlearnbench.api import Method, MethodView
 from unlearnbench.finetuning import shuffled
 from unlearnbench.layers import last_linear
 from unlearnbench.mechanisms.importance import fisher_diagonal, fisher_variance
+from unlearnbench.mechanisms.relabelling import labels_of
 
 LARGEST, LARGEST_OF_HEAD = 1e3, 1e2
 """Bounds of the inverse information."""
@@ -48,7 +49,7 @@ class FisherForgetting(Method):
         information = fisher_diagonal(model, shuffled(retain, self.batch_size, seed=seed)(0))
         head = {id(parameter) for parameter in last_linear(model).parameters()}
         norms = {id(parameter) for module in model.modules() if isinstance(module, _BatchNorm) for parameter in module.parameters()}
-        gone = sorted(_classes(view.forget.train) - _classes(retain))
+        gone = sorted(set(labels_of(view.forget.train).tolist()) - set(labels_of(retain).tolist()))
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, weight in model.named_parameters():
@@ -62,12 +63,6 @@ class FisherForgetting(Method):
                     variance[gone] = GONE
                 weight.add_(variance.sqrt() * _normal(weight, generator))
         return model
-
-
-def _classes(rows: Data) -> set[int]:
-    """The classes of some rows."""
-    labels: Tensor = rows.batch(range(len(rows)))["labels"]
-    return set(labels.tolist())
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

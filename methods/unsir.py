@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 from unlearnbench.api import Batch, Data, MethodView, Scenario
 from unlearnbench.finetuning import PhasedMethod, shuffled
 from unlearnbench.layers import evaluating
+from unlearnbench.mechanisms.relabelling import labels_of
 from unlearnbench.training import batches, fit
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -87,11 +88,11 @@ class UNSIR(PhasedMethod):
 
     def _noise(self, model: nn.Module, forget: Data, *, seed: int) -> Batch:
         """The images of noise of all forgotten classes, with their labels."""
-        rows = forget.batch(range(len(forget)))
-        classes = rows["labels"].unique().repeat_interleave(self.noise_images)
+        classes = torch.unique(labels_of(forget)).repeat_interleave(self.noise_images)
+        shown = forget.batch([0])["images"]
         like = next(model.parameters())
         generator = torch.Generator().manual_seed(seed)
-        start = torch.randn(len(classes), *rows["images"].shape[1:], generator=generator, dtype=rows["images"].dtype).to(like.device)
+        start = torch.randn(len(classes), *shown.shape[1:], generator=generator, dtype=shown.dtype).to(like.device)
         labels = classes.to(like.device)
         noise = error_maximising(model, start, labels, lr=self.noise_lr, steps=self.noise_steps, penalty=self.noise_penalty)
         return {"images": noise.cpu(), "labels": classes}
@@ -134,7 +135,7 @@ def error_maximising(model: nn.Module, start: Tensor, labels: Tensor, *, lr: flo
 
 def _at_most(rows: Data, per_class: int, *, seed: int) -> Data:
     """At most so many rows of each class, drawn at random, order kept."""
-    labels = rows.batch(range(len(rows)))["labels"]
+    labels = labels_of(rows)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-    chosen = [order[labels[order] == label][:per_class] for label in labels.unique()]
+    chosen = [order[labels[order] == label][:per_class] for label in torch.unique(labels).tolist()]
     return rows.take(torch.cat(chosen).sort().values.tolist())

@@ -51,7 +51,7 @@ def test_a_weight_that_the_loss_does_not_use_has_none() -> None:
 
 
 def test_no_batch_has_no_saliency() -> None:
-    with pytest.raises(ValueError, match="at least one batch"):
+    with pytest.raises(ValueError, match="no batch to take gradients of"):
         saliency(linear(), squared, [])
 
 

@@ -43,6 +43,20 @@ def gradients(model: nn.Module, loss: Loss, batches: Iterable[Any]) -> Iterator[
         yield dict(zip(parameters, found, strict=True))
 
 
+def summed(parts: Iterable[Weights]) -> Weights:
+    """The sum of parameter-shaped results.
+
+    Raises:
+        ValueError: there is none.
+    """
+    total: Weights = {}
+    for part in parts:
+        total = {name: total[name] + tensor for name, tensor in part.items()} if total else part
+    if not total:
+        raise ValueError("no batch to take gradients of; allowed: 1 or more")
+    return total
+
+
 def mean_gradient(model: nn.Module, loss: Loss, batches: Iterable[Any]) -> Weights:
     """Mean over rows of the gradient; the loss gives one value a row [B]."""
     rows = 0
@@ -53,8 +67,8 @@ def mean_gradient(model: nn.Module, loss: Loss, batches: Iterable[Any]) -> Weigh
         rows += len(values)
         return values.sum()
 
-    summed = _sum(gradients(model, total, batches))
-    return {name: tensor / rows for name, tensor in summed.items()}
+    found = summed(gradients(model, total, batches))
+    return {name: tensor / rows for name, tensor in found.items()}
 
 
 def squared_gradient(model: nn.Module, loss: Loss, batches: Iterable[Any]) -> Weights:
@@ -70,8 +84,8 @@ def squared_gradient(model: nn.Module, loss: Loss, batches: Iterable[Any]) -> We
             count += 1
             yield {name: tensor.square() for name, tensor in found.items()}
 
-    summed = _sum(squares())
-    return {name: tensor / count for name, tensor in summed.items()}
+    found = summed(squares())
+    return {name: tensor / count for name, tensor in found.items()}
 
 
 def fisher_diagonal(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> Weights:
@@ -100,15 +114,8 @@ def fisher_diagonal(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -
             count += 1
             yield {name: torch.tensordot(weights, slope.square(), 1) for name, slope in zip(parameters, slopes, strict=True)}
 
-    summed = _sum(squares())
-    return {name: tensor / count for name, tensor in summed.items()}
-
-
-def _sum(parts: Iterable[Weights]) -> Weights:
-    total: Weights = {}
-    for part in parts:
-        total = {name: total[name] + tensor for name, tensor in part.items()} if total else part
-    return total
+    found = summed(squares())
+    return {name: tensor / count for name, tensor in found.items()}
 
 
 # ------------------------------------------------------------------------------------------------------ what is made of them

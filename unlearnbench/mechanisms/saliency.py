@@ -12,10 +12,9 @@ from math import floor
 from typing import TypeVar
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from unlearnbench.layers import evaluating
+from unlearnbench.mechanisms.importance import gradients, summed
 
 T = TypeVar("T")
 
@@ -34,17 +33,7 @@ def saliency(model: nn.Module, loss: Callable[[nn.Module, T], Tensor], batches: 
     Raises:
         ValueError: there is no batch.
     """
-    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    device = next(iter(weights.values())).device
-    total: list[Tensor] | None = None
-    with evaluating(model), torch.enable_grad():
-        for batch in batches:
-            value = loss(model, send_to_device(batch, device))
-            parts = torch.autograd.grad(value, list(weights.values()), allow_unused=True, materialize_grads=True)
-            total = list(parts) if total is None else [done + part for done, part in zip(total, parts, strict=True)]
-    if total is None:
-        raise ValueError("a saliency needs at least one batch")
-    return {name: part.abs() for name, part in zip(weights, total, strict=True)}
+    return {name: part.abs() for name, part in summed(gradients(model, loss, batches)).items()}
 
 
 def top_share(scores: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
