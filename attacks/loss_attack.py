@@ -8,27 +8,13 @@ threshold is chosen; the core compares the scores of members and non-members. Th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unlearnbench.api import InferenceAttack, Member, Need, Scenario, Threat
+from unlearnbench.confidence import label_log_probability
 from unlearnbench.evidence import Evidence
-
-
-def label_log_probability(logits: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Log-softmax at the label, minus the cross-entropy, in float64 [n].
-
-    Args:
-        logits: [n, classes].
-        labels: true classes [n].
-
-    >>> label_log_probability(np.log([[1.0, 3.0]]), np.array([0])).round(4).tolist()  # log 1/4
-    [-1.3863]
-    """
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return np.asarray(shifted[np.arange(len(labels)), labels] - np.log(np.exp(shifted).sum(axis=1)))
 
 
 class LossAttack(InferenceAttack):

@@ -89,10 +89,10 @@ EQUIVALENT = {
     "metrics/fluency.py : 32 -> 31": _AT_A_TIME,
     "unlearnbench/anchoring.py pooled: found[0] -> found[1]": _SAME_NAMES,
     "unlearnbench/anchoring.py pooled: found[0] -> found[-1]": _SAME_NAMES,
-    "metrics/unbiased_cka.py hsic_1: axis=0 -> axis=1": _SYMMETRIC,
-    "metrics/unbiased_cka.py hsic_1: axis=0 -> axis=-1": _SYMMETRIC,
-    "metrics/unbiased_cka.py hsic_1: axis=0 -> axis=1 [2]": _SYMMETRIC,
-    "metrics/unbiased_cka.py hsic_1: axis=0 -> axis=-1 [2]": _SYMMETRIC,
+    "unlearnbench/similarity.py hsic_1: axis=0 -> axis=1": _SYMMETRIC,
+    "unlearnbench/similarity.py hsic_1: axis=0 -> axis=-1": _SYMMETRIC,
+    "unlearnbench/similarity.py hsic_1: axis=0 -> axis=1 [2]": _SYMMETRIC,
+    "unlearnbench/similarity.py hsic_1: axis=0 -> axis=-1 [2]": _SYMMETRIC,
 }
 """Mutants that change no result, as "file function: before -> after", and why."""
 

@@ -24,10 +24,10 @@ ENTRY_POINTS = [
 # A module may import those before it; a row is a subject.
 ROWS = (
     "views scenario api progress files fields registry document config code trial",
-    "intervals stats answers token_scores",
+    "intervals stats answers token_scores confidence distributions similarity drawing",
     "tensors remote store layers losses unlearning_losses causal adapters",
     "recipe training finetuning mechanisms deployed checkpoints attribution ensembles evidence",
-    "anchoring membership",
+    "anchoring membership membership_classifiers populations",
     "nets scenarios",
     "planning artefacts records executors evaluation provenance runner",
     "comparisons tables continual picture formats report",

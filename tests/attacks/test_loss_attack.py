@@ -8,7 +8,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from unlearnbench.api import Need
-from unlearnbench.attacks.loss_attack import LossAttack, label_log_probability
+from unlearnbench.attacks.loss_attack import LossAttack
+from unlearnbench.confidence import label_log_probability
 from unlearnbench.evidence import Evidence, Tokens
 
 

@@ -8,8 +8,9 @@ from scipy.special import softmax
 from sklearn.metrics import accuracy_score
 
 from unlearnbench.api import Audit, Need
+from unlearnbench.confidence import correct, true_class_probability
 from unlearnbench.evidence import Evidence
-from unlearnbench.metrics.accuracy import Accuracy, TrueProbability, correct, true_class_probability
+from unlearnbench.metrics.accuracy import Accuracy, TrueProbability
 
 AUDIT = Audit(originals=(), oracles=())
 

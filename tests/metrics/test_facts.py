@@ -24,7 +24,7 @@ SHARE = (0.0, 1.0)
         (Rouge, Threat.T1, SHARE, False, {"split": "forget", "question": "question", "variant": "recall"}),
         (TruthRatioTrueBetter, Threat.T2, SHARE, True, {"split": "forget", "question": "question", "answer": "paraphrased_answer"}),
         (ModelUtility, Threat.T2, SHARE, False, {"splits": ("retain", "general")}),
-        (UnbiasedCKA, Threat.T0, (-1.0, 1.0), True, {"split": "forget", "layer": -1}),
+        (UnbiasedCKA, Threat.T0, (-1.0, 1.0), True, {"split": "forget", "layer": -1, "reference": "oracle"}),
     ],
 )
 def test_facts(metric: type[Metric], level: Threat, bounds: tuple[float, float], curve: bool, fields: dict[str, object]) -> None:

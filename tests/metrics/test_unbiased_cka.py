@@ -10,7 +10,8 @@ from scipy.stats import ortho_group
 
 from unlearnbench.api import Audit, Member, Need, NotMeasurable
 from unlearnbench.evidence import Evidence
-from unlearnbench.metrics.unbiased_cka import UnbiasedCKA, hsic_1, unbiased_cka
+from unlearnbench.metrics.unbiased_cka import UnbiasedCKA
+from unlearnbench.similarity import hsic_1, unbiased_cka
 
 Floats = NDArray[np.float64]
 
@@ -153,6 +154,20 @@ def test_plugin_averages_over_oracles_and_joins_rows_by_identity() -> None:
     # An attack is judged on a part of the rows: only they are compared.
     part = unbiased_cka(X[2:7], Y[2:7]), unbiased_cka(X[2:7], Z[2:7])
     assert metric.measure(evidence(ids[2:7], X[2:7], layer=2), audit) == pytest.approx(sum(part) / 2, abs=1e-6)
+
+
+def test_against_the_originals() -> None:
+    draw = np.random.default_rng(8)
+    ids = tuple("abcdefgh")
+    X, Y, Z = (draw.normal(size=(8, 3)) for _ in range(3))
+    audit = Audit(originals=(oracle(evidence(ids, Y), 0),), oracles=(oracle(evidence(ids, Z), 1),))
+    to_original = UnbiasedCKA(reference="original")
+    assert to_original.measure(evidence(ids, X), audit) == pytest.approx(unbiased_cka(X, Y), abs=1e-6)
+    # Features that were left alone, under whatever classifier, are the original's.
+    assert to_original.measure(evidence(ids, Y), audit) == pytest.approx(1.0, abs=1e-9)
+    assert (to_original.direction, UnbiasedCKA(reference="original", split="test").direction) == ("higher", "higher")
+    with pytest.raises(NotMeasurable, match="no other original"):
+        to_original.measure(evidence(ids, X), Audit(originals=(), oracles=audit.oracles))
 
 
 def test_plugin_errors_and_facts() -> None:
