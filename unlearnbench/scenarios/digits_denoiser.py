@@ -51,11 +51,12 @@ class DigitsDenoiser(Denoiser):
         blocks: Residual blocks.
         classes: Number of classes.
         steps: Timesteps of the noising process.
+        bounds: The smallest and the largest value of a pixel.
         seed: Decides the initial weights alone.
     """
 
-    def __init__(self, width: int, blocks: int, *, classes: int, steps: int, seed: int) -> None:
-        super().__init__(classes, steps)
+    def __init__(self, width: int, blocks: int, *, classes: int, steps: int, bounds: tuple[float, float], seed: int) -> None:
+        super().__init__(classes, steps, bounds)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.inward = nn.Linear(PIXELS, width)
