@@ -43,6 +43,7 @@ class Relearning(Attack):
 
     paper = "arXiv:2410.08827"
     level = Threat.T4
+    tasks = ("generate", "classify", "diffuse")
     needs = frozenset({"forget_part"})
 
     steps: Annotated[tuple[int, ...], AfterValidator(rising)] = (0, 4, 16, 64)

@@ -16,6 +16,7 @@ class Collapsed(Method):
     """Shuffle the entries of every parameter. Buffers (running statistics, positions) stay."""
 
     row = "sanity"
+    tasks = ("generate", "classify", "diffuse")
 
     @torch.no_grad()
     def unlearn(self, model: nn.Module, view: MethodView, *, seed: int) -> nn.Module:

@@ -18,6 +18,7 @@ class Finetune(TrainedMethod):
     """Minimise the loss of the retain rows. Never reads forget rows; epochs pass over the retain rows."""
 
     paper = "arXiv:1911.04933"
+    tasks = ("generate", "classify", "diffuse")
 
     def unlearn(self, model: nn.Module, view: MethodView, *, seed: int) -> nn.Module:
         """See `Method.unlearn`."""

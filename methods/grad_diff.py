@@ -20,6 +20,7 @@ class GradDiff(RetainedMethod):
     """Minimise retain_weight * L(retain) - forget_weight * L(forget). With forget weight 0 it is fine-tuning on the retain rows."""
 
     paper = "arXiv:2401.06121"
+    tasks = ("generate", "classify", "diffuse")
 
     def unlearn(self, model: nn.Module, view: MethodView, *, seed: int) -> nn.Module:
         """See `Method.unlearn`."""

@@ -21,6 +21,7 @@ class GradientAscent(TrainedMethod):
     """Maximise the loss of the forget rows. Never reads retain rows; epochs pass over the forget rows."""
 
     paper = "arXiv:2210.01504"
+    tasks = ("generate", "classify", "diffuse")
 
     def unlearn(self, model: nn.Module, view: MethodView, *, seed: int) -> nn.Module:
         """See `Method.unlearn`."""

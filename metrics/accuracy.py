@@ -2,7 +2,9 @@
 
 Both are textbook. On forget, unlearning papers print 1 - accuracy as "unlearning accuracy", on retain and test as they are (for
 example SalUn: Fan et al. 2024, arXiv 2310.12508). The label of a row is the one that the scenario trains on: where wrong labels are
-to be forgotten, accuracy on forget counts the wrong labels that are still given. The file knows logits and labels, and no model.
+to be forgotten, accuracy on forget counts the wrong labels that are still given. For a denoising model a row is a sample of the row's
+class and the logits are a fixed judge's: accuracy on forget is the share of samples of the forgotten class that still show it. The file
+knows logits and labels, and no model.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ class _Classified(SplitMetric):
     """What the two have in common: they read the logits of one split."""
 
     modality = ("vision",)
+    tasks = ("classify", "diffuse")
     bounds = (0.0, 1.0)
     tells_apart = True
 

@@ -12,18 +12,19 @@ import pytest
 from made_up_data import muse_files, tofu_files, write
 
 from unlearnbench import registry
-from unlearnbench.contracts import tiny_language, tiny_vision
+from unlearnbench.contracts import tiny_diffusion, tiny_language, tiny_vision
 from unlearnbench.registry import BASES, Group
 from unlearnbench.testing import check_plugin
 
 SMALL: dict[str, dict[str, Any]] = {
     "authors": {"n_authors": 20, "n_facts": 2, "epochs": 1},
     "digits": {"epochs": 1},
+    "digits_diffusion": {"width": 16, "depth": 1, "epochs": 1, "sampling_steps": 3},
 }
 ON_DATA = ("tofu", "muse", "text")
 """Scenarios that read files: they get made-up ones."""
 REGISTERED = [(group, entry.name) for group in BASES for entry in registry.entries(group)]
-TINY = [f"{tiny_language.__file__}:TinyLanguage", f"{tiny_vision.__file__}:TinyVision"]
+TINY = [f"{tiny_language.__file__}:TinyLanguage", f"{tiny_vision.__file__}:TinyVision", f"{tiny_diffusion.__file__}:TinyDiffusion"]
 PARTS = {"forget": 8, "retain": 40, "holdout": 8}
 FAULTY = Path(__file__).parent / "fixtures" / "faulty_plugins.py"
 
@@ -50,7 +51,7 @@ def test_every_registered_plugin_keeps_its_contract(group: Group, name: str, tmp
     assert len(results) > 4, "a plugin that serves no tiny scenario is not tested at all"
 
 
-@pytest.mark.parametrize("name", TINY, ids=["language", "vision"])
+@pytest.mark.parametrize("name", TINY, ids=["language", "vision", "diffusion"])
 def test_the_tiny_scenarios_keep_the_contract_of_scenarios(name: str) -> None:
     results = check_plugin("scenarios", name, {"epochs": 1})
     assert [f"{result.name}: {result.reason}" for result in results if not result.passed] == []

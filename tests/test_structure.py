@@ -25,7 +25,7 @@ ENTRY_POINTS = [
 ROWS = (
     "views scenario api progress files fields registry document config code trial",
     "intervals stats answers token_scores confidence distributions similarity drawing",
-    "tensors remote store layers losses unlearning_losses causal adapters",
+    "tensors remote store layers losses unlearning_losses diffusion causal adapters",
     "recipe training finetuning mechanisms deployed checkpoints attribution ensembles evidence",
     "anchoring membership membership_classifiers populations",
     "nets scenarios",

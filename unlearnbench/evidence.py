@@ -86,10 +86,15 @@ class Evidence:
         return self.texts[need], self.references[need]
 
     def array(self, need: Need) -> Floats:
-        """Logits, features or gradient norms, float [rows, width].
+        """What a model gives for each row, float [rows, width].
 
         A gradient norm (width 1) is the mean over parameter tensors of the L2 norm of the gradient of a row's mean negative
         log-likelihood per answer token, taken row by row in eval mode.
+
+        A classifier's logits and features are those of the row's image. For a denoising model each row stands for one sample of the
+        row's class, from noise that the row's identity decides: logits and features are what a fixed judge makes of the samples,
+        image_features what it makes of the rows' own images. denoising_loss (width 1) and unconditional (noise predicted without a
+        label) are of the rows' own images, at timesteps and noise that are the same for all models.
         """
         if need not in self.arrays:
             raise Missing(f"no {need} in this evidence")

@@ -132,8 +132,11 @@ class Need:
     The runner takes the union over all metrics and the scenario makes one pass. Two equal needs are one.
     """
 
-    what: Literal["tokens", "generation", "text", "gradient_norm", "logits", "features"]
-    """tokens: statistics of the tokens of answers; text: the reference answers alone; gradient_norm: see `Evidence.array`."""
+    what: Literal[
+        "tokens", "generation", "text", "gradient_norm", "logits", "features", "image_features", "denoising_loss", "unconditional"
+    ]
+    """tokens: statistics of the tokens of answers; text: the reference answers alone; gradient_norm, and what a denoising model gives
+    beside logits and features (the last three): see `Evidence.array`."""
     split: str
     question: Literal["question", "paraphrased_question"] = "question"
     answer: Literal["answer", "paraphrased_answer", "perturbed_answer"] = "answer"
@@ -175,7 +178,8 @@ class View:
     recipe: Recipe
     """How the original was trained."""
     loss: Callable[[nn.Module, Batch], Tensor]
-    """Per-example loss [B] of a batch in nats: mean over answer tokens for language, cross-entropy for vision."""
+    """Per-example loss [B] of a batch: in nats the mean over answer tokens for language and cross-entropy for classifiers; of a denoising
+    model the mean squared error per pixel at a timestep and noise from torch's global generator (`training.fit` seeds it)."""
     encode: Callable[[Sequence[tuple[str, str]]], Batch] | None
     """For language: a batch out of (prompt text, answer text) pairs of a plugin's own making."""
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from unlearnbench.api import Plan, Scenario
+from unlearnbench.contracts.tiny_diffusion import TinyDiffusion
 from unlearnbench.contracts.tiny_language import TinyLanguage
 from unlearnbench.contracts.tiny_vision import TinyVision
 
@@ -21,6 +22,7 @@ SITES: Mapping[str, Scenario] = {
     "tiny language": TinyLanguage(request="authors"),
     "tiny vision, a class": TinyVision(request="class0"),
     "tiny vision, instances": TinyVision(request="mislabelled"),
+    "tiny diffusion": TinyDiffusion(request="class0"),
 }
 """Where plugins are tried."""
 

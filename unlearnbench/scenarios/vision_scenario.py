@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -229,6 +229,10 @@ class VisionScenario(Scenario):
             if name == "forget" and only is not None:
                 data = data.take([i for i, row in enumerate(data.ids) if row in only])
             splits[name] = data if rewrite is None else data.rewritten(rewrite)
+        return self.read(model, splits, needs)
+
+    def read(self, model: nn.Module, splits: Mapping[str, ImageData], needs: frozenset[Need]) -> Evidence:
+        """The evidence of these rows."""
         return image_evidence(model, splits, needs)
 
 

@@ -1,7 +1,7 @@
-"""The denoising net of the digits diffusion scenario: predicts the noise in 8x8 images, given timestep and class.
+"""A small denoising net: predicts the noise in an image, given timestep and class.
 
-A residual perceptron over the 64 pixels: at this size it trains several times faster on a CPU than a U-Net. Each block is scaled and
-shifted by the embedding of timestep and class. Knows nothing of training or requests.
+A residual perceptron over the pixels, each block scaled and shifted by the embedding of timestep and class: for images of a few dozen
+pixels it trains several times faster on a CPU than a U-Net, and samples better after equal time. Knows nothing of training or data.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from unlearnbench.diffusion import Denoiser
-
-PIXELS = 64
 
 
 def time_waves(t: Tensor, width: int) -> Tensor:
@@ -43,30 +41,39 @@ class Block(nn.Module):
         return out
 
 
-class DigitsDenoiser(Denoiser):
-    """Noise in images [B, 1, 8, 8] at timesteps t int64 [B], of classes int64 [B]; the label `classes` stands for none.
+class PerceptronDenoiser(Denoiser):
+    """Noise in images [B, C, H, W] at timesteps int64 [B], of classes int64 [B]; the label `classes` stands for none.
+
+    A class that was never trained on is drawn as if there were no label, so that what a retrained model makes of a missing class does
+    not hang on how its weights were initialised.
 
     Args:
-        width: Units of each layer.
-        blocks: Residual blocks.
+        width: Units of each layer, even.
+        depth: Residual blocks.
+        shape: Channels, height and width of an image.
         classes: Number of classes.
         steps: Timesteps of the noising process.
         bounds: The smallest and the largest value of a pixel.
         seed: Decides the initial weights alone.
     """
 
-    def __init__(self, width: int, blocks: int, *, classes: int, steps: int, bounds: tuple[float, float], seed: int) -> None:
+    def __init__(
+        self, width: int, depth: int, shape: tuple[int, int, int], *, classes: int, steps: int, bounds: tuple[float, float], seed: int
+    ) -> None:
         super().__init__(classes, steps, bounds)
+        pixels = math.prod(shape)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.inward = nn.Linear(PIXELS, width)
+            self.inward = nn.Linear(pixels, width)
             self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-            self.label = nn.Embedding(classes + 1, width)
-            self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
-            self.outward = nn.Linear(width, PIXELS)
+            # What a class adds to the embedding without a label, at first nothing; of no label always nothing.
+            self.label = nn.Embedding(classes + 1, width, padding_idx=classes)
+            nn.init.zeros_(self.label.weight)
+            self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
+            self.outward = nn.Linear(width, pixels)
 
     def forward(self, images: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """See the class: the predicted noise [B, 1, 8, 8]."""
+        """See the class: the predicted noise [B, C, H, W]."""
         waves = time_waves(t, self.label.embedding_dim).to(images.dtype)
         embedding = silu(self.time(waves) + self.label(labels))
         hidden = self.inward(images.flatten(1))
