@@ -82,14 +82,14 @@ def guided(model: nn.Module, images: Tensor, t: Tensor, labels: Tensor, guidance
     if guidance == 0:
         plain: Tensor = model(images, t, labels)
         return plain
-    both = model(torch.cat([images, images]), torch.cat([t, t]), torch.cat([labels, unlabelled(model, labels)]))
+    both: Tensor = model(torch.cat([images, images]), torch.cat([t, t]), torch.cat([labels, unlabelled(model, labels)]))
     given, none = both.chunk(2)
     return (1 + guidance) * given - guidance * none
 
 
 def denoising_errors(model: nn.Module, images: Tensor, labels: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """Mean squared error of each row's predicted noise over its pixels [B], at given timesteps and noise, in float32 at least."""
-    error = model(noised(images, noise, model.alpha_bar[t]), t, labels) - noise  # type: ignore[index]
+    error: Tensor = model(noised(images, noise, model.alpha_bar[t]), t, labels) - noise  # type: ignore[index]
     return error.to(torch.promote_types(error.dtype, torch.float32)).square().mean(dim=(1, 2, 3))
 
 

@@ -121,7 +121,7 @@ def _losses(model: nn.Module, data: ImageData, batch_size: int) -> NDArray[np.fl
     def one(images: Tensor, labels: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         return denoising_errors(model, images, labels, t, noise)[:, None]
 
-    return _at_times(model, data, "loss", LOSS_TIMES, batch_size, one).mean(axis=1, dtype=np.float32, keepdims=True)
+    return np.asarray(_at_times(model, data, "loss", LOSS_TIMES, batch_size, one).mean(axis=1, dtype=np.float32, keepdims=True))
 
 
 def _unconditional(model: nn.Module, data: ImageData, batch_size: int) -> NDArray[np.float32]:
