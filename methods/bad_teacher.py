@@ -56,8 +56,7 @@ class BadTeacher(TrainedMethod):
 
         def steps(epoch: int) -> Iterator[Batch]:
             for index in batches(len(rows), self.batch_size, seed=seed, epoch=epoch):
-                # A joined batch holds its forget rows first.
-                yield {**rows.batch(index), "forgotten": torch.sort(index).values < len(forget)}
+                yield {**rows.batch(index), "forgotten": index < len(forget)}
 
         def loss(model: nn.Module, batch: Batch) -> Tensor:
             images = batch["images"]

@@ -41,7 +41,7 @@ class FisherForgetting(Method):
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-6
     """Variance of the noise times the Fisher information."""
     batch_size: Annotated[int, Field(ge=1)] = 1
-    """Rows whose mean gradient is squared; 1 is the Fisher information, more is cheaper and adds more noise."""
+    """Rows whose mean gradient is squared; 1 gives the Fisher information, more is cheaper and another number."""
 
     def unlearn(self, model: nn.Module, view: MethodView, *, seed: int) -> nn.Module:
         """See `Method.unlearn`."""

@@ -59,9 +59,9 @@ class UNSIR(PhasedMethod):
     """Passes over the retain rows."""
 
     def supports(self, scenario: Scenario) -> str | None:
-        """Its noise stands for a class."""
-        kind = scenario.asked().kind if scenario.modality in self.modality else "class"
-        return super().supports(scenario) or (None if kind == "class" else f"forgets whole classes, not {kind}")
+        """Requests for classes only: its noise stands for a class."""
+        kind = scenario.asked().kind
+        return super().supports(scenario) or (None if kind == "class" else f"serves requests for classes, not for {kind}")
 
     def unlearn(self, model: nn.Module, view: MethodView, *, seed: int) -> nn.Module:
         """See `Method.unlearn`."""

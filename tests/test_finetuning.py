@@ -98,9 +98,12 @@ def test_two_sets_joined_are_one_set_with_the_first_rows_first() -> None:
     view = tiny_vision_view()
     both = Joined(view.forget.train, view.retain.train)
     assert both.ids == view.forget.train.ids + view.retain.train.ids
-    batch = both.batch(torch.tensor([12, 3, 10]))
-    assert torch.equal(batch["labels"], torch.tensor([0, 1, 1]))
-    expected = [view.forget.train.batch([3])["images"], view.retain.train.batch([2, 0])["images"]]
-    assert torch.equal(batch["images"], torch.cat(expected))
-    assert both.take([12, 3]).ids == (view.forget.train.ids[3], view.retain.train.ids[2])
+    batch = both.batch(torch.tensor([12, 3, 10, 0]))
+    assert batch["labels"].tolist() == [1, 0, 1, 0]
+    forget, retain = (rows.batch(range(len(rows)))["images"] for rows in (view.forget.train, view.retain.train))
+    assert torch.equal(batch["images"], torch.stack([retain[2], forget[3], retain[0], forget[0]]))
+    taken = both.take([12, 3, 4]).take([2, 0])
+    assert taken.ids == taken.clusters == (view.forget.train.ids[4], view.retain.train.ids[2])
+    assert torch.equal(taken.batch([1, 0])["images"], torch.stack([retain[2], forget[4]]))
+    assert len(taken) == 2
     assert torch.equal(both.batch([11])["images"], view.retain.train.batch([1])["images"])

@@ -359,3 +359,29 @@ def test_penultimate_features_are_what_the_head_reads_in_the_last_pass_and_carry
         pass
     net(images)
     assert later == []
+
+
+class Tokens(nn.Module):
+    """Holds a weight itself and has no rule to draw it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.norm = nn.Parameter(torch.arange(6.0).view(2, 3)), nn.BatchNorm1d(3)
+        self.inner = nn.Sequential(nn.Linear(3, 50), nn.Linear(50, 2))
+
+
+def test_weights_are_drawn_anew_from_the_seed_alone() -> None:
+    net = Tokens()
+    with torch.no_grad():
+        net.inner[0].weight.fill_(7.0)
+        net.norm.running_mean.fill_(3.0)
+    state = torch.get_rng_state()
+    assert layers.reinitialise(net, seed=1) is net
+    assert torch.equal(torch.get_rng_state(), state)
+    again, other = layers.reinitialise(Tokens(), seed=1), layers.reinitialise(Tokens(), seed=2)
+    assert layers.model_hash(again) == layers.model_hash(net) != layers.model_hash(other)
+    # As a fresh linear layer is drawn: uniform up to 1 / sqrt(3).
+    assert 0.5 < net.inner[0].weight.abs().max() <= 3**-0.5
+    assert not net.norm.running_mean.any()
+    assert sorted(net.token.flatten().tolist()) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert net.token.flatten().tolist() != other.token.flatten().tolist()

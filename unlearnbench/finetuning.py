@@ -80,20 +80,28 @@ class Joined(Data):
 
     def __init__(self, first: Data, second: Data) -> None:
         self.parts = (first, second)
-        self.ids, self.clusters = first.ids + second.ids, first.clusters + second.clusters
+        self._chosen(range(len(first) + len(second)))
+
+    def _chosen(self, places: Sequence[int]) -> None:
+        """Have the rows at these places of the two sets together."""
+        ids, clusters = (sum((getattr(part, name) for part in self.parts), ()) for name in ("ids", "clusters"))
+        self.places = torch.tensor(list(places), dtype=torch.int64)
+        self.ids, self.clusters = tuple(ids[place] for place in places), tuple(clusters[place] for place in places)
 
     def take(self, index: Sequence[int]) -> Joined:
-        """See `Data.take`; rows of the first set stand before those of the second."""
-        split = len(self.parts[0])
-        first, second = [i for i in index if i < split], [i - split for i in index if i >= split]
-        return Joined(self.parts[0].take(first), self.parts[1].take(second))
+        """See `Data.take`."""
+        taken = Joined(*self.parts)
+        taken._chosen(self.places[list(index)].tolist())
+        return taken
 
     def batch(self, index: Sequence[int] | Tensor) -> Batch:
-        """See `Data.batch`; rows of the first set stand before those of the second."""
-        rows, split = torch.as_tensor(index), len(self.parts[0])
-        asked = (rows[rows < split], rows[rows >= split] - split)
+        """See `Data.batch`."""
+        places, split = self.places[torch.as_tensor(index)], len(self.parts[0])
+        first = places < split
+        asked = (places[first], places[~first] - split)
         found = [part.batch(own) for part, own in zip(self.parts, asked, strict=True) if len(own)]
-        return {name: torch.cat([batch[name] for batch in found]) for name in found[0]}
+        back = torch.argsort(torch.cat([first.nonzero()[:, 0], (~first).nonzero()[:, 0]]))
+        return {name: torch.cat([batch[name] for batch in found])[back] for name in found[0]}
 
 
 class PhasedMethod(Method):

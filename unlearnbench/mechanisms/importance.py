@@ -92,7 +92,7 @@ def fisher_diagonal(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -
     """Diagonal of the Fisher information of a classifier: mean over rows of sum_c p_c (d log p_c / d theta)^2, labels taken from the model.
 
     Golatkar et al. 2020, arXiv:1911.04933. Batches of one row give just that; of larger ones p and log p are averaged over the rows
-    first, which is cheaper and smaller, as published code does.
+    first, as published code does, which is cheaper and another number.
 
     Args:
         model: images [B, ...] -> logits [B, K].
