@@ -25,7 +25,9 @@ DEPLOYED = "deployed.json"
 
 
 def load_tokenizer(folder: str) -> Any:
-    """The tokenizer of a folder or of a model on the hub; one without a pad token pads with its end token (masks come from lengths).
+    """The tokenizer of a folder or of a model on the hub.
+
+    One without a pad token is taken and pads with its end token: masks come from lengths, so what fills a batch changes no number.
 
     Raises:
         UserError: there is none, or it has no end token.
@@ -37,7 +39,9 @@ def load_tokenizer(folder: str) -> Any:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} has no tokenizer that transformers can read: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer of {folder} has no end token (eos_token), which ends every answer")
+        raise UserError(
+            f"the tokenizer of {folder} has no end token (eos_token), which ends every answer, and fills batches where no pad token is"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

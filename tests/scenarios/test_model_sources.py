@@ -13,6 +13,7 @@ from torch import nn
 
 from unlearnbench import planning, registry
 from unlearnbench.api import Need, Plan, UserError
+from unlearnbench.evidence import Evidence
 from unlearnbench.layers import model_hash
 from unlearnbench.scenarios.model_sources import FIRST_ORACLE_SEED, Chat, Finetuned, Lora, Plain, Ready, Scratch, fingerprint
 from unlearnbench.scenarios.templates import ChatTemplate, PromptTemplate
@@ -146,9 +147,10 @@ def test_a_folder_without_a_tokenizer_is_refused(data: Path, model: str) -> None
         tofu(data, published(model)).encoder()
 
 
-def test_a_tokenizer_without_an_end_token_is_refused(data: Path, model: str) -> None:
-    change(model, "tokenizer_config.json", eos_token=None)
-    with pytest.raises(UserError, match="has no end token"):
+@pytest.mark.parametrize("missing", [{"eos_token": None}, {"eos_token": None, "pad_token": None}], ids=["end", "end and pad"])
+def test_a_tokenizer_without_an_end_token_is_refused(data: Path, model: str, missing: dict[str, None]) -> None:
+    change(model, "tokenizer_config.json", **missing)
+    with pytest.raises(UserError, match=f"the tokenizer of {model} has no end token"):
         tofu(data, published(model)).encoder()
 
 
@@ -164,6 +166,27 @@ def test_a_tokenizer_without_a_pad_token_gives_the_same_losses(data: Path, model
     assert torch.equal(batch["attention_mask"], before["attention_mask"])
     assert not torch.equal(batch["input_ids"], before["input_ids"])
     torch.testing.assert_close(bare.method_view()["loss"](net, batch), wanted, rtol=0, atol=0)
+
+
+def test_what_fills_a_batch_changes_no_bit_of_the_evidence(data: Path, model: str, tmp_path: Path) -> None:
+    """Statistics of tokens, features, gradient norms and generations, whether there is a pad token, none, or another one."""
+    needs = [Need(what="tokens", split="forget", answer=answer) for answer in ("answer", "perturbed_answer")]
+    needs += [
+        Need(what="generation", split="forget"),
+        Need(what="gradient_norm", split="forget"),
+        Need(what="features", split="forget", layer=0),
+    ]
+    kept = {}
+    for number, pad in enumerate(("<pad>", None, "Ā")):
+        change(model, "tokenizer_config.json", pad_token=pad)
+        scenario = tofu(data, published(model, lr=(number + 1) * 1e-2), limit=9)  # other settings: no tokenizer is kept from before
+        (folder := tmp_path / str(number)).mkdir()
+        scenario.evidence(scenario.build(0), frozenset(needs)).save(folder)
+        kept[scenario.encoder().pad_id] = [(folder / name).read_bytes() for name in ("evidence.safetensors", "evidence.json")]
+    assert len(kept) == 3
+    first, *others = kept.values()
+    assert all(other == first for other in others)
+    assert any(Evidence.load(folder).generations(needs[2])[0])
 
 
 def test_a_tokenizer_with_more_tokens_than_its_model_is_refused(data: Path, tmp_path: Path) -> None:
