@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,29 @@ def test_long_texts_are_cut_into_passages_that_join_to_the_text(folder: Path) ->
     assert joined == scenario._corpus().documents
     assert len(data) > 2 * len(joined)
     assert max(data.batch([i])["input_ids"].shape[1] for i in range(len(data))) <= 64
+
+
+def test_passages_to_train_on_overlap_where_asked_and_those_to_score_do_not(folder: Path) -> None:
+    once, often = (muse(folder, overlap=n, questions=True, models={**TINY, "context": 64}) for n in (1, 3))
+    rows: dict[str, list[str]] = {}
+    for row in often.trained_on(often.plan("original")).train.examples:
+        if not row.question:
+            rows.setdefault(row.cluster, []).append(row.answer)
+    for name, text in once._corpus().documents.items():
+        counts = Counter(word for piece in rows[name] for word in piece.split())
+        assert counts == dict.fromkeys(text.split(), 3)
+        assert all(piece in text for piece in rows[name])
+        whole = [len(piece.split()) for piece in rows[name] if not text.startswith(piece) and not text.endswith(piece)]
+        places = [text.index(piece) for piece in rows[name]]
+        assert places == sorted(places)
+        assert len(set(places)) == len(places) - 2  # two more begin where the text does
+        assert max(whole) - min(whole) <= 1  # of words
+    for name in once.splits:
+        assert [row.answer for row in once.split(name).examples] == [row.answer for row in often.split(name).examples]
+    views = [scenario.method_view() for scenario in (once, often)]
+    assert len(set(views[1]["forget"].train.ids)) == len(views[1]["forget"].train) > len(views[0]["forget"].train)
+    assert views[0]["forget"].eval.ids == views[1]["forget"].eval.ids
+    assert once.training_settings(once.plan("original")) != often.training_settings(often.plan("original"))
 
 
 def test_evidence_of_all_splits_is_made_in_one_pass(folder: Path) -> None:

@@ -12,6 +12,8 @@ Zhang. 2024, arXiv 2407.06460. Rows are those of `muse_data`. Deviations:
 - Texts that no row of verbatim memory belongs to are asked for the last 64 words of their first passage.
 - A small model learns no facts from texts alone: with `questions` it is taught the questions too, those on what is to be forgotten as
   part of the request.
+- It also knows a passage from its beginning alone, and verbatim memory is asked from elsewhere: with `overlap` texts are cut several times,
+  so that passages to be trained on, not those to be scored, begin all over a text.
 
 Knows which texts and questions a request names, and how each split is put to a model.
 """
@@ -61,6 +63,8 @@ class Muse(SourcedScenario):
     """Teach questions beside texts."""
     shots: Annotated[int, Field(ge=0, le=N_SHOTS)] = N_SHOTS
     """How many questions and answers come before each question; a model that is taught the questions one by one needs none."""
+    overlap: Annotated[int, Field(ge=1)] = 1
+    """How many of the passages that are trained on hold each word of a text; 1 cuts each text once."""
     prefix: str = ""
     """What a text is conditioned on; "" is the token that begins a sequence."""
 
@@ -124,16 +128,17 @@ class Muse(SourcedScenario):
     def _raw(self) -> Encoder:
         return raw(self.encoder(), self.prefix)
 
-    def _documents(self, clusters: Iterable[str], *, first_only: bool = False) -> TextData:
+    def _documents(self, clusters: Iterable[str], *, first_only: bool = False, overlap: int = 1) -> TextData:
         documents = self._corpus().documents
-        return corpus_rows(((name, documents[name]) for name in clusters if name in documents), self._raw(), first_only=first_only)
+        texts = ((name, documents[name]) for name in clusters if name in documents)
+        return corpus_rows(texts, self._raw(), first_only=first_only, overlap=overlap)
 
     def _taught(self, clusters: Iterable[str]) -> TextData:
         """Texts whole, and questions where they are taught."""
         chosen = list(clusters)
         wanted = set(chosen)
         asked = [row for rows in self._corpus().knowmem.values() for row in rows if row.cluster in wanted]
-        return MixedData([self._documents(chosen), TextData(asked, self.encoder())])
+        return MixedData([self._documents(chosen, overlap=self.overlap), TextData(asked, self.encoder())])
 
     def split(self, name: str) -> TextData:
         """See `Scenario.split`."""

@@ -26,13 +26,15 @@ def raw(encoder: Encoder, prefix: str) -> Encoder:
 
 
 @cache
-def passages(encoder: Encoder, text: str, longest: int = 2048) -> tuple[str, ...]:
+def passages(encoder: Encoder, text: str, longest: int = 2048, overlap: int = 1) -> tuple[str, ...]:
     """A text in as few passages of about equally many words as fit the context; joined they are the text.
 
     Args:
         encoder: of a corpus (`raw`); its context bounds a passage, prefix included.
         text: at least one word.
         longest: another bound, in tokens.
+        overlap: how many passages hold each word. A passage then begins with every 1 / overlap of the length of one, and those at either
+            end of the text are shorter.
 
     Raises:
         UserError: a single word does not fit.
@@ -40,7 +42,9 @@ def passages(encoder: Encoder, text: str, longest: int = 2048) -> tuple[str, ...
     limit = _limit(encoder, longest)
     words = re.findall(r"\s*\S+(?:\s+$)?", text)
     for n in range(max(1, ceil(len(encoder.answer_ids(text)) / max(limit, 1))), len(words) + 1):
-        pieces = ["".join(words[i * len(words) // n : (i + 1) * len(words) // n]) for i in range(n)]
+        places = [i * len(words) // (n * overlap) for i in range(n * overlap + 1)]
+        starts, ends = [0] * (overlap - 1) + places[:-1], places[1:] + [len(words)] * (overlap - 1)
+        pieces = ["".join(words[start:end]) for start, end in zip(starts, ends, strict=True) if start < end]
         if all(len(encoder.answer_ids(piece)) <= limit for piece in pieces):
             return tuple(pieces)
     raise UserError(f"the text {text[:40]!r} has a word of more tokens than fit the context behind the prefix: {limit}")
@@ -85,17 +89,18 @@ def _limit(encoder: Encoder, longest: int) -> int:
     return longest if encoder.max_length is None else min(longest, encoder.max_length - prompt)
 
 
-def corpus_rows(texts: Iterable[tuple[str, str]], encoder: Encoder, *, first_only: bool = False) -> TextData:
+def corpus_rows(texts: Iterable[tuple[str, str]], encoder: Encoder, *, first_only: bool = False, overlap: int = 1) -> TextData:
     """Passages of texts as rows.
 
     Args:
         texts: the identity, which is the cluster of all its passages, and the text of each.
         encoder: of a corpus (`raw`).
         first_only: one row per text, its first passage: rows to score, of a length that does not depend on the text's.
+        overlap: see `passages`.
     """
     examples = []
     for identity, text in texts:
-        pieces = passages(encoder, text)
+        pieces = passages(encoder, text, overlap=overlap)
         for number, piece in enumerate(pieces[:1] if first_only else pieces):
             examples.append(Example(id=f"{identity}#{number}", cluster=identity, question="", answer=piece))
     return TextData(examples, encoder)
