@@ -27,7 +27,9 @@ def calibrated(predicted: Tensor, outputs: Tensor) -> float:
     0.5
     """
     if len(predicted) < 2 or predicted.shape != outputs.shape:
-        raise ValueError(f"predictions {list(predicted.shape)} and outputs {list(outputs.shape)}; allowed: equal shapes, 2 removals or more")
+        raise ValueError(
+            f"predictions {list(predicted.shape)} and outputs {list(outputs.shape)}; allowed: equal shapes, 2 removals or more"
+        )
     p = predicted.double() - predicted.double().mean(0)
     y = outputs.double() - outputs.double().mean(0)
     size = float(p.square().sum())

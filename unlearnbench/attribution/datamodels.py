@@ -79,7 +79,9 @@ def largest_penalty(masks: Tensor, outputs: Tensor) -> Tensor:
     return (_centred(masks.to(outputs.dtype)).T @ _centred(outputs)).abs().amax(0) / len(masks)
 
 
-def fit(masks: Tensor, outputs: Tensor, *, regression: Regression, held_out: float = 0.2, steps: int = 8, smallest: float = 0.01) -> Datamodel:
+def fit(
+    masks: Tensor, outputs: Tensor, *, regression: Regression, held_out: float = 0.2, steps: int = 8, smallest: float = 0.01
+) -> Datamodel:
     """Fit with a penalty chosen for each output: the one that predicts held-out models best; then on all models.
 
     Args:

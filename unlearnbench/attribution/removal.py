@@ -47,7 +47,14 @@ def training_rows(view: MethodView) -> Training:
 
 
 def by_datamodels(
-    view: MethodView, rows: Training, points: Tensor, *, n_subsets: int, alpha: float, regression: datamodels.Regression, memory: int = 2**28
+    view: MethodView,
+    rows: Training,
+    points: Tensor,
+    *,
+    n_subsets: int,
+    alpha: float,
+    regression: datamodels.Regression,
+    memory: int = 2**28,
 ) -> Summed:
     """Effects by regression on models trained on random subsets; see `datamodels`.
 

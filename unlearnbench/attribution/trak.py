@@ -5,9 +5,9 @@ ICML 2023, arXiv:2303.14186. With phi_i the projected gradient of row i's margin
 row i adds g(x)' (Phi'Phi + ridge)^-1 phi_i (1 - p_i), the minus gradient of its loss being (1 - p_i) phi_i.
 
 Different from the published code (traker 0.3.2): the inverse is not divided by the mean of its absolute values, so that effects have a
-scale; a ridge of a small share of the mean eigenvalue keeps it stable; products (1 - p_i) phi_i are averaged over the models, not the
-two factors apart; outputs may be all logits. Like the published code it leaves out the weights p(1-p) of the Gauss-Newton matrix, so that the
-scale still wants `calibration`. Knows classifiers in eval mode, images and labels; nothing of requests.
+scale; a ridge, a small share of the mean eigenvalue, keeps it stable; products (1 - p_i) phi_i are averaged over the models, not the
+two factors apart; outputs may be all logits. Like the published code it leaves out the weights p(1-p) of the Gauss-Newton matrix, so
+that the scale still wants `calibration`. Knows classifiers in eval mode, images and labels; nothing of requests.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Project = Callable[[Tensor], Tensor]
 
 
 def margin(logits: Tensor, label: Tensor) -> Tensor:
-    """log p / (1 - p) of the label: its logit minus the log-sum-exp of the others; logits ``[..., K]``, labels int64 ``[...]``.
+    """Log-odds log p / (1 - p) of the label: its logit minus the log-sum-exp of the others; logits ``[..., K]``, labels int64 ``[...]``.
 
     >>> round(float(margin(torch.tensor([2.0, 1.0, 1.0]), torch.tensor(0))), 4)
     0.3069
@@ -39,7 +39,7 @@ def errors(logits: Tensor, labels: Tensor) -> Tensor:
     """1 - p of each row's label ``[n]``: the sigmoid of minus the margin, so that small ones keep their digits.
 
     >>> errors(torch.tensor([[0.0, 0.0], [60.0, 0.0]]), torch.tensor([0, 0])).tolist()
-    [0.5, 8.756510762696521e-27]
+    [0.5, 8.75651089272076e-27]
     """
     return torch.sigmoid(-margin(logits, labels))
 

@@ -78,7 +78,17 @@ class MatchingMethod(Method):
         steps = ceil(len(index) / self.batch_size)
         recipe = self.recipe(view)
         return match(
-            model, images, targets, order, recipe, epochs=self.epochs, steps=steps, decay=self.decay, objective=self.objective, pull=self.pull, seed=seed
+            model,
+            images,
+            targets,
+            order,
+            recipe,
+            epochs=self.epochs,
+            steps=steps,
+            decay=self.decay,
+            objective=self.objective,
+            pull=self.pull,
+            seed=seed,
         )
 
     def recipe(self, view: View) -> Recipe:
