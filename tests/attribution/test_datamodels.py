@@ -64,7 +64,7 @@ def test_the_chosen_penalty_predicts_held_out_models_best(case: tuple[Tensor, Te
 def test_too_few_models_are_refused(case: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(ValueError, match="9 subset models; allowed: 10"):
         datamodels.fit(case[0][:9], case[1][:9], regression="ridge")
-    with pytest.raises(ValueError, match="penalty is 0.0; allowed: above 0"):
+    with pytest.raises(ValueError, match=r"penalty is 0\.0; allowed: above 0"):
         datamodels.ridge(*case, 0.0)
 
 

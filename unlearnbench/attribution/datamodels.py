@@ -100,18 +100,23 @@ def fit(
     if len(masks) < 10:
         raise ValueError(f"{len(masks)} subset models; allowed: 10 or more")
     kept = len(masks) - max(2, round(held_out * len(masks)))
-    spread = masks.to(outputs.dtype).var(0).sum()
-    top = largest_penalty(masks[:kept], outputs[:kept]) if regression == "lasso" else len(masks) * spread.expand(outputs.shape[1])
-    ratios = torch.logspace(0, 1, steps, base=smallest if regression == "lasso" else smallest**2, dtype=outputs.dtype)
-    best = torch.full_like(top, float("inf"))
-    chosen = top.clone()
-    start: Tensor | None = None
-    for ratio in ratios.tolist():
-        found = _solve(regression, masks[:kept], outputs[:kept], top * ratio, start)
-        start = found.weights
-        error = (predict(found, masks[kept:]) - outputs[kept:]).square().mean(0)
-        chosen, best = torch.where(error < best, top * ratio, chosen), torch.minimum(error, best)
-    return _solve(regression, masks, outputs, chosen, start)
+    part, own, rest = masks[:kept], outputs[:kept], slice(kept, None)
+    if regression == "lasso":
+        penalties = largest_penalty(part, own) * torch.logspace(0, 1, steps, base=smallest, dtype=outputs.dtype)[:, None]
+        errors, start = [], None
+        for penalty in penalties:
+            found = lasso(part, own, penalty, start=start, tolerance=1e-3)
+            start = found.weights
+            errors.append((predict(found, masks[rest]) - outputs[rest]).square().mean(0))
+        return lasso(masks, outputs, _chosen(penalties, errors), start=start, tolerance=1e-3)
+    top = len(masks) * masks.to(outputs.dtype).var(0).sum()
+    penalties = (top * torch.logspace(0, 1, steps, base=smallest**2, dtype=outputs.dtype))[:, None].expand(steps, outputs.shape[1])
+    # Predictions for held-out models without ever forming weights: K(held out, kept) (K(kept) + penalty)^-1 y.
+    m, other, y = _centred(part.to(outputs.dtype)), masks[rest].to(outputs.dtype) - part.to(outputs.dtype).mean(0), _centred(own)
+    values, vectors = torch.linalg.eigh(m @ m.T)
+    across, along, mean = other @ m.T @ vectors, vectors.T @ y, own.mean(0)
+    errors = [(across @ (along / (values.clamp(min=0)[:, None] + p)) + mean - outputs[rest]).square().mean(0) for p in penalties]
+    return ridge(masks, outputs, _chosen(penalties, errors))
 
 
 def predict(datamodel: Datamodel, masks: Tensor) -> Tensor:
@@ -119,10 +124,9 @@ def predict(datamodel: Datamodel, masks: Tensor) -> Tensor:
     return masks.to(datamodel.weights.dtype) @ datamodel.weights + datamodel.bias
 
 
-def _solve(regression: Regression, masks: Tensor, outputs: Tensor, penalty: Tensor, start: Tensor | None) -> Datamodel:
-    if regression == "ridge":
-        return ridge(masks, outputs, penalty)
-    return lasso(masks, outputs, penalty, start=start, tolerance=1e-3)
+def _chosen(penalties: Tensor, errors: list[Tensor]) -> Tensor:
+    """Of each output's penalties ``[steps, T]`` the one with the smallest error; the larger one where two are equal."""
+    return penalties.gather(0, torch.stack(errors).argmin(0)[None])[0]
 
 
 def _centred(x: Tensor) -> Tensor:

@@ -56,8 +56,7 @@ def newton_effects(features: Tensor, gradients: Tensor, hessians: Tensor, target
         Float64 ``[n, m, K]``.
     """
     x, g, r, t = features.double(), gradients.double(), hessians.double(), targets.double()
-    n, d = x.shape
-    k = g.shape[1]
+    d, k = x.shape[1], g.shape[1]
     hessian = torch.einsum("ni,nkl,nj->ikjl", x, r, x).reshape(d * k, d * k)
     inverse = torch.linalg.pinv(hessian + penalty * torch.eye(d * k, dtype=x.dtype), hermitian=True).view(d, k, d, k)
     moved = torch.einsum("ikjl,nj->nikl", inverse, x)  # H^-1 (x_i (x) I)

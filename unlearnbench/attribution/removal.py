@@ -74,9 +74,9 @@ def by_datamodels(
         flat = outputs.flatten(1)
         found = [
             groups @ datamodels.fit(masks, part, regression=regression).weights
-            for part in flat.split(max(1, memory // (4 * masks.shape[1])), dim=1)
+            for part in torch.split(flat, max(1, memory // (4 * masks.shape[1])), dim=1)
         ]
-        return torch.cat(found, dim=1).unflatten(1, outputs.shape[1:])
+        return torch.cat(found, dim=1).view(len(groups), *outputs.shape[1:])
 
     return summed
 
@@ -118,7 +118,7 @@ def _trak_summed(
     errors = trak.errors(logits_of(model, rows.images), rows.labels).to(gradients)
     weighed = groups.to(gradients) @ (trak.features(gradients, ridge=ridge) * errors[:, None])
     found = []
-    for part in points.to(like.device, like.dtype).split(256):
+    for part in torch.split(points.to(like.device, like.dtype), 256):
         none = torch.zeros(len(part), dtype=torch.int64, device=part.device)
         found.append(torch.einsum("gd,mkd->gmk", weighed, trak.projected_gradients(model, _logits, part, none, project, memory=memory)))
     return torch.cat(found, dim=1).cpu().float()

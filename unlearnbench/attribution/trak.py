@@ -30,9 +30,10 @@ def margin(logits: Tensor, label: Tensor) -> Tensor:
     >>> round(float(margin(torch.tensor([2.0, 1.0, 1.0]), torch.tensor(0))), 4)
     0.3069
     """
-    own = label[..., None] == torch.arange(logits.shape[-1], device=logits.device)
+    own: Tensor = label[..., None] == torch.arange(logits.shape[-1], device=logits.device)
     others = logits.masked_fill(own, float("-inf")).logsumexp(-1)
-    return (logits * own).sum(-1) - others
+    of_label: Tensor = (logits * own).sum(-1)
+    return of_label - others
 
 
 def errors(logits: Tensor, labels: Tensor) -> Tensor:
@@ -60,7 +61,8 @@ def gaussian(parameters: int, dimension: int, *, seed: int, device: torch.device
     def draw(number: int) -> Tensor:
         rows = min(block, parameters - number * block)
         generator = torch.Generator(device).manual_seed(seed + 1_000_003 * number)
-        return torch.randn(rows, dimension, generator=generator, device=device) / dimension**0.5
+        drawn: Tensor = torch.randn(rows, dimension, generator=generator, device=device) / dimension**0.5
+        return drawn
 
     kept = draw(0) if len(starts) == 1 else None
 
@@ -113,7 +115,7 @@ def projected_gradients(
             part, own = images[start : start + chunk], labels[start : start + chunk]
             gradients = vmap(jacrev(of_one), in_dims=(None, 0, 0))(parameters, part, own)
             flat = torch.cat([g.flatten(2) for g in gradients.values()], dim=2).flatten(0, 1)
-            found.append(project(flat).unflatten(0, (len(part), count)))
+            found.append(project(flat).view(len(part), count, -1))
     return torch.cat(found)
 
 
@@ -127,7 +129,8 @@ def features(gradients: Tensor, *, ridge: float = 1e-3) -> Tensor:
     wide = gradients.double()
     gram = wide.T @ wide
     gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve(gram, wide.T).T.to(gradients.dtype)
+    solved: Tensor = torch.linalg.solve(gram, wide.T)
+    return solved.T.to(gradients.dtype)
 
 
 def effects(features: Tensor, errors: Tensor, targets: Tensor) -> Tensor:

@@ -185,5 +185,5 @@ def logits_of(model: nn.Module, images: Tensor, *, batch_size: int = 512) -> Ten
     """What a model says in eval mode, ``[n, K]``, on the CPU and in float32 at least."""
     like = next(model.parameters())
     with evaluating(model):
-        found = torch.cat([model(part.to(like.device, like.dtype)).cpu() for part in images.split(batch_size)])
+        found = torch.cat([model(part.to(like.device, like.dtype)).cpu() for part in torch.split(images, batch_size)])
     return found.to(torch.promote_types(found.dtype, torch.float32))
