@@ -46,19 +46,26 @@ def lasso(masks: Tensor, outputs: Tensor, penalty: Tensor | float, *, start: Ten
     m, y = _centred(masks.to(outputs.dtype)), _centred(outputs)
     lam = torch.as_tensor(penalty, dtype=y.dtype, device=y.device).expand(y.shape[1])
     gram, cross = m.T @ m / len(m), m.T @ y / len(m)
-    step = 1 / torch.linalg.eigvalsh(gram.double())[-1].clamp(min=1e-30).to(y.dtype)
-    w = torch.zeros_like(cross) if start is None else start.clone()
-    ahead, momentum = w, 1.0
+    step = (1 / torch.linalg.eigvalsh(gram.double())[-1].clamp(min=1e-30)).to(y.dtype)
+    found = torch.zeros_like(cross) if start is None else start.clone()
     bound = tolerance * cross.abs().amax(0).clamp(min=torch.finfo(y.dtype).tiny)
+    left = torch.arange(y.shape[1], device=y.device)
+    w, ahead, momentum = found.clone(), found, y.new_ones(y.shape[1])
     for count in range(20_000):
-        if count % 10 == 0 and bool((_violation(gram @ w - cross, w, lam) <= bound).all()):
-            return _with_bias(w, masks, outputs, lam)
-        moved = ahead - step * (gram @ ahead - cross)
-        new = moved.sign() * (moved.abs() - step * lam).clamp(min=0)
-        if float(((ahead - new) * (new - w)).sum()) > 0:  # momentum points uphill: start it afresh
-            momentum = 1.0
-        following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
-        ahead = new + (momentum - 1) / following * (new - w)
+        if count % 10 == 0:
+            # Outputs that are done take no further part.
+            open_ = _violation(gram @ w - cross[:, left], w, lam[left]) > bound[left]
+            found[:, left] = w
+            if not bool(open_.any()):
+                return _with_bias(found, masks, outputs, lam)
+            left, w, ahead, momentum = left[open_], w[:, open_], ahead[:, open_], momentum[open_]
+            target, threshold = cross[:, left], step * lam[left]
+        moved = ahead - step * (gram @ ahead - target)
+        new = moved - moved.clamp(-threshold, threshold)
+        change = new - w
+        momentum = torch.where(((ahead - new) * change).sum(0) > 0, torch.ones_like(momentum), momentum)  # uphill: start afresh
+        following = (1 + (1 + 4 * momentum**2).sqrt()) / 2
+        ahead = new + (momentum - 1) / following * change
         w, momentum = new, following
     raise ArithmeticError("the lasso did not converge in 20000 steps; allowed: a larger tolerance, or float64 outputs")
 
@@ -69,9 +76,10 @@ def ridge(masks: Tensor, outputs: Tensor, penalty: Tensor | float) -> Datamodel:
     lam = torch.as_tensor(penalty, dtype=y.dtype, device=y.device).expand(y.shape[1])
     if not bool((lam > 0).all()):
         raise ValueError(f"penalty is {float(lam.min())}; allowed: above 0")
-    values, vectors = torch.linalg.eigh(m @ m.T)
-    w = m.T @ (vectors @ ((vectors.T @ y) / (values.clamp(min=0)[:, None] + lam)))
-    return _with_bias(w, masks, outputs, lam)
+    few = len(m) <= m.shape[1]  # the smaller of the two Gram matrices
+    values, vectors = torch.linalg.eigh(m @ m.T if few else m.T @ m)
+    solved = vectors @ ((vectors.T @ (y if few else m.T @ y)) / (values.clamp(min=0)[:, None] + lam))
+    return _with_bias(m.T @ solved if few else solved, masks, outputs, lam)
 
 
 def largest_penalty(masks: Tensor, outputs: Tensor) -> Tensor:
