@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
 from unlearnbench.artefacts import Workshop
@@ -15,7 +16,7 @@ from unlearnbench.evaluation import Scores, score
 from unlearnbench.planning import trials_of
 from unlearnbench.records import Cell
 from unlearnbench.store import Store
-from unlearnbench.trial import Settings, Trial, needs_of
+from unlearnbench.trial import Population, Settings, Trained, Trial, needs_of, population_key, source_key
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SCORING, RUNNER = FIXTURES / "scoring_plugins.py", FIXTURES / "runner_plugins.py"
@@ -205,3 +206,23 @@ def test_all_models_are_attacked_with_the_same_seed(
     for trial in planned("accuracy", metric("Inputs")).values():
         score(trial, workshop)
     assert seeds == [0] * 6
+
+
+def test_a_bank_of_untrained_models_and_a_metric_that_counts_both_ways(
+    scored: Score, planned: Callable[..., dict[str, Trial]], workshop: Workshop
+) -> None:
+    found = {cell.metric: cell for cell in scored("{name: zrf, n: 3}, svc_efficacy, accuracy").cells}
+    trial = planned("{name: zrf, n: 3}, svc_efficacy, accuracy")["Counts/1"]
+    assert [role for role, _ in trial.banks["zrf"]] == ["untrained"] * 3
+    scenario = trial.place.open()
+    for _, source in trial.banks["zrf"]:
+        built, kept = scenario.build(source.seed).state_dict(), workshop.model(source).state_dict()
+        assert all(torch.equal(tensor, kept[name]) for name, tensor in built.items())
+    # Of the same seed and rows, an untrained model is not the original.
+    assert len({source_key(source, Settings()) for _, source in trial.banks["zrf"]}) == 3
+    (population,) = {source.population for _, source in trial.banks["zrf"] if isinstance(source, Trained)}
+    as_original = Population(place=population.place, runs=tuple((scenario.plan("original"), seed) for _, seed in population.runs))
+    assert population_key(population, Settings()) != population_key(as_original, Settings())
+    assert found["zrf"].value is not None
+    assert 0.3 < found["zrf"].value < 1
+    assert [found[name].two_sided for name in ("zrf", "svc_efficacy", "accuracy")] == [True, True, False]

@@ -227,6 +227,8 @@ class Metric(Applied):
     bounds: ClassVar[tuple[float, float]]
     curve: ClassVar[bool] = True
     """Cheap enough for every stage of an attack; otherwise only for the first and the strongest."""
+    two_sided: ClassVar[bool] = False
+    """True where departing from the oracle to either side gives the forget set away: what counts is the distance."""
 
     @property
     def banks(self) -> tuple[Bank, ...]:

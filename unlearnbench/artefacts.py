@@ -60,7 +60,9 @@ class Workshop:
             plans, seeds = [plan for plan, _ in population.runs], [seed for _, seed in population.runs]
             scenario = population.place.open()
             with self._measured() as cost, own_randomness(seeds[0]):
-                if population.native is None:
+                if all(plan.role == "untrained" for plan in plans):
+                    models = [scenario.build(seed) for seed in seeds]
+                elif population.native is None:
                     models = scenario.train(plans, seeds)
                 else:
                     method = method_of(population.native)

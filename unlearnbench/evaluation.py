@@ -82,6 +82,7 @@ def _facts(spec: PluginSpec, metric: Metric, stage: Mapping[str, Any]) -> dict[s
         "bounds": metric.bounds,
         "side": metric.side,
         "headline": metric.headline,
+        "two_sided": metric.two_sided,
         **{name: value for name, value in stage.items() if name != "level"},
     }
 

@@ -166,6 +166,8 @@ def _trial(
 def _bank(bank: Bank, anchors: Anchors, place: Place, role: Role, spec: PluginSpec) -> tuple[Source, ...]:
     """The members of a bank. For an anchor under test, what unlearning would give is the anchor itself."""
     start, scenario, native = replace(place, step=0), place.open(), anchors.native
+    if bank.role == "untrained":
+        return trained(start, [(Plan(role="untrained", rows=frozenset()), seed) for seed in range(BANK_SEED, BANK_SEED + bank.n)])
     seeds = range(BANK_SEED, BANK_SEED + bank.n)
     if bank.role == "unlearned" and role == "oracle":
         seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + bank.n)

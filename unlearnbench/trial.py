@@ -191,7 +191,10 @@ def population_key(population: Population, settings: Settings) -> str:
             "what": "population",
             "scenario": population.place.scenario.name,
             "code": _code("scenarios", population.place.scenario.name),
-            "runs": [[_training_settings(place, plan), seed] for plan, seed in population.runs],
+            "runs": [
+                [_training_settings(place, plan), seed, *(["untrained"] if plan.role == "untrained" else [])]
+                for plan, seed in population.runs
+            ],
             "native": _plugin("methods", population.native) if population.native else None,
             "settings": [settings.device, settings.dtype],
         }

@@ -147,7 +147,7 @@ class Need:
     intervention: Intervention | None = None
 
 
-BankRole = Literal["original", "oracle", "unlearned", "unlearned_elsewhere", "oracle_unlearned_elsewhere"]
+BankRole = Literal["original", "oracle", "unlearned", "unlearned_elsewhere", "oracle_unlearned_elsewhere", "untrained"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,8 @@ class Bank:
     role: BankRole
     """unlearned: this method on this request with other seeds; for an oracle, further oracles that are in no other bank;
     unlearned_elsewhere: this method on other requests of equal size (`Scenario.shadow_request`), so that the audited forget set is
-    still known; oracle_unlearned_elsewhere: the same from oracles, so that it was never known, neither before nor by the method."""
+    still known; oracle_unlearned_elsewhere: the same from oracles, so that it was never known, neither before nor by the method;
+    untrained: models that the scenario has built and nobody has trained."""
     n: int
 
 

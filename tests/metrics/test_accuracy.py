@@ -4,13 +4,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score
+from torch import nn
 
 from unlearnbench.api import Audit, Need
 from unlearnbench.confidence import correct, true_class_probability
 from unlearnbench.evidence import Evidence
 from unlearnbench.metrics.accuracy import Accuracy, TrueProbability
+from unlearnbench.scenarios.images import ImageData, image_evidence
 
 AUDIT = Audit(originals=(), oracles=())
 
@@ -79,3 +82,15 @@ def test_plugins_read_their_split() -> None:
             metric.supports(SimpleNamespace(modality="language", task="generate", splits=("test",))) == "works on vision, not on language"
         )
     assert (Accuracy().side, Accuracy().headline) == ("forget", True)
+
+
+def test_accuracy_is_no_mean_of_batch_means() -> None:
+    """Seven rows in passes of three: the last pass has one row, and counts as one row."""
+    images, labels = torch.eye(7)[:, None, None, :], torch.tensor([0, 1, 2, 3, 4, 5, 0])
+    rows = ImageData(images, labels, [f"row {i}" for i in range(7)])
+    net = nn.Sequential(nn.Flatten(), nn.Linear(7, 7, bias=False))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.eye(7))
+    seen = image_evidence(net, {"forget": rows}, frozenset({Need(what="logits", split="forget")}), batch_size=3)
+    values = Accuracy().measure(seen, AUDIT)
+    assert np.mean(list(values.values())) == pytest.approx(6 / 7)  # means of batches of 3, 3 and 1 would give 2 / 3
