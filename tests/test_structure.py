@@ -197,7 +197,7 @@ def unsafe(tree: ast.AST) -> Iterator[str]:
         ("torch.load(p, weights_only=False)", 1),
         ("torch.load(p, weights_only=True)", 0),
         ("pickle.loads(b)", 1),
-        ("pickle.Unpickler(f).load()", 1),
+        ("pickle.Unpickler(f)", 1),
         ("class Any(pickle.Unpickler): pass", 1),
         ("class Few(pickle.Unpickler):\n    def find_class(self, module, name): ...", 0),
         ("yaml.load(t)", 1),

@@ -10,7 +10,6 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,8 +31,6 @@ N_ANCHORS = 20
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DigitsPool(Pool):
     """The distinct digits, with the kernel that tells which of them are alike."""
-
-    data_set: ClassVar[str] = "digits"
 
     def identity(self, row: int) -> str:
         """See `Pool.identity`."""
@@ -95,6 +92,7 @@ def draw_pool(split_seed: int) -> DigitsPool:
         parts["unseen"] += rows[N_TRAIN + N_VALIDATION :]
     shifts = torch.tensor([rng.randint(1, N_CLASSES - 1) for _ in range(len(truth))])
     return DigitsPool(
+        data_set="digits",
         images=images,
         truth=truth,
         wrong=(truth + shifts) % N_CLASSES,

@@ -6,9 +6,9 @@ Knows images, classes, copies and parts; no data set, no request and no model.
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,10 +30,11 @@ def unique_images(images: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Pool:
+class Pool(ABC):
     """All images and what a split seed makes of them; rows are numbers into `images`, ascending within a part.
 
     Attributes:
+        data_set: Its name, for the generators' seeds.
         images: Standardised, float32 ``[n, channels, height, width]``.
         truth: True classes, int64 ``[n]``.
         wrong: For each image a class that is not its own, int64 ``[n]``.
@@ -45,9 +46,7 @@ class Pool:
         extremes: Sum of the darkest and the brightest value of each channel, ``[channels, 1, 1]``: less an image it is its negative.
     """
 
-    data_set: ClassVar[str]
-    """Its name in the generators' seeds."""
-
+    data_set: str
     images: Tensor
     truth: Tensor
     wrong: Tensor
@@ -71,9 +70,9 @@ class Pool:
         """Those of the rows that show this class."""
         return tuple(row for row in rows if int(self.truth[row]) == number)
 
+    @abstractmethod
     def identity(self, row: int) -> str:
         """The identity of an image."""
-        return f"{self.data_set}-{row:05d}"
 
     def data(self, rows: Iterable[int], labels: Tensor | None = None) -> ImageData:
         """These rows and their copies as a split, with their true classes or other `labels` ``[n]``; copies are one cluster."""

@@ -49,8 +49,12 @@ class ImageRows:
             return torch.from_numpy(self.encoded[list(index)])
         out = np.empty((len(index), 3, *self.size), dtype=np.uint8)
         for place, row in enumerate(index):
-            out[place] = decoded(self.encoded[row], f"{self.place}, row {row + 1}", self.size)
+            out[place] = decoded(self.encoded[row], self.where(row), self.size)
         return torch.from_numpy(out)
+
+    def where(self, row: int) -> str:
+        """What to call a row in an error."""
+        return f"{self.place}, row {row + 1}"
 
 
 def decoded(content: bytes, place: str, size: tuple[int, int]) -> Bytes:

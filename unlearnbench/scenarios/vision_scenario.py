@@ -9,6 +9,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import lru_cache
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -177,31 +178,37 @@ class VisionScenario(Scenario):
 
     # ---------------------------------------------------------------------------------------------------------------- training
 
-    def _left(self, plan: Plan) -> ImageData:
-        """The training rows of a plan."""
+    def without(self, rows: frozenset[str]) -> ImageData:
+        """The training images without these clusters.
+
+        Raises:
+            UserError: one of them is no training image.
+        """
         training = self._data(self.pool().train)
-        unknown = sorted(plan.rows - set(training.clusters))
+        unknown = sorted(rows - set(training.clusters))
         if unknown:
             raise UserError(f"{unknown[0]!r} is no training image of split seed {self.split_seed}")
-        return training.take([i for i, cluster in enumerate(training.clusters) if cluster not in plan.rows])
+        return training.take([i for i, cluster in enumerate(training.clusters) if cluster not in rows])
 
     def training_settings(self, plan: Plan) -> dict[str, Any]:
         """See `Scenario.training_settings`."""
-        rows = self._left(plan)
-        content = hashlib.sha256(rows.images.numpy().tobytes() + rows.labels.numpy().tobytes())
-        return {"data": content.hexdigest(), **self.net_settings(), "recipe": asdict(self.recipe)}
+        return {"data": _content(self, plan.rows), **self.net_settings(), "recipe": asdict(self.recipe)}
 
     def train_view(self, plan: Plan) -> TrainView:
         """See `Scenario.train_view`."""
-        return TrainView(**self._common(), data=both(self._left(plan)), build=self.build)
+        return TrainView(**self._common(), data=both(self.without(plan.rows)), build=self.build)
 
     def train(self, plans: Sequence[Plan], seeds: Sequence[int]) -> list[nn.Module]:
         """See `Scenario.train`; several models take their steps together where their layers can be stacked."""
+        return self.train_from(self.build, plans, seeds)
+
+    def train_from(self, build: Callable[[int], nn.Module], plans: Sequence[Plan], seeds: Sequence[int]) -> list[nn.Module]:
+        """Trained models that start as `build` makes them of their seeds."""
         device = hardware.get().device
         training = self._data(self.pool().train)
-        kept = [set(self._left(plan).ids) for plan in plans]
+        kept = [set(self.without(plan.rows).ids) for plan in plans]
         return train_ensemble(
-            self.build,
+            build,
             training.images.to(device),
             training.labels.to(device),
             torch.tensor([[row in ids for row in training.ids] for ids in kept], device=device),
@@ -234,6 +241,13 @@ class VisionScenario(Scenario):
     def read(self, model: nn.Module, splits: Mapping[str, ImageData], needs: frozenset[Need]) -> Evidence:
         """The evidence of these rows."""
         return image_evidence(model, splits, needs)
+
+
+@lru_cache(maxsize=256)
+def _content(scenario: VisionScenario, left_out: frozenset[str]) -> str:
+    """A hash of the images and labels that models are trained on, in their order."""
+    rows = scenario.without(left_out)
+    return hashlib.sha256(rows.images.numpy().tobytes() + rows.labels.numpy().tobytes()).hexdigest()
 
 
 def both(data: Data) -> Split:
