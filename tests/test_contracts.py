@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 from made_up_data import muse_files, tofu_files, write
+from made_up_pictures import MADE_UP_COUNTS, picture_settings
 
 from unlearnbench import registry
 from unlearnbench.contracts import tiny_diffusion, tiny_language, tiny_vision
 from unlearnbench.registry import BASES, Group
+from unlearnbench.scenarios import cifar_files
 from unlearnbench.testing import check_plugin
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -21,8 +23,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 1},
     "digits_diffusion": {"width": 16, "depth": 1, "epochs": 1, "sampling_steps": 3},
 }
-ON_DATA = ("tofu", "muse", "text")
+ON_DATA = ("tofu", "muse", "text", "cifar10", "cifar100", "images")
 """Scenarios that read files: they get made-up ones."""
+MANY_REQUESTS = [("scenarios", "cifar100")]
 REGISTERED = [(group, entry.name) for group in BASES for entry in registry.entries(group)]
 TINY = [f"{tiny_language.__file__}:TinyLanguage", f"{tiny_vision.__file__}:TinyVision", f"{tiny_diffusion.__file__}:TinyDiffusion"]
 PARTS = {"forget": 8, "retain": 40, "holdout": 8}
@@ -33,6 +36,8 @@ def settings(name: str, folder: Path) -> dict[str, Any] | None:
     """Settings of a scenario that would train for long or needs files; None for anything else."""
     if name not in ON_DATA:
         return SMALL.get(name)
+    if name in ("cifar10", "cifar100", "images"):
+        return picture_settings(name, folder)
     tiny = {"source": "scratch", "width": 8, "layers": 1, "heads": 2, "vocabulary": 400, "epochs": 1}
     if name == "tofu":
         return {"data_dir": str(write(folder, tofu_files())), "retain_authors": 20, "models": {**tiny, "context": 128, "batch_size": 256}}
@@ -44,8 +49,13 @@ def settings(name: str, folder: Path) -> dict[str, Any] | None:
     return {**{part: str(folder / f"{part}.json") for part in PARTS}, "models": {**tiny, "context": 48, "batch_size": 4}}
 
 
-@pytest.mark.parametrize(("group", "name"), REGISTERED, ids=lambda value: str(value))
-def test_every_registered_plugin_keeps_its_contract(group: Group, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [pytest.param(*item, marks=[pytest.mark.slow] if item in MANY_REQUESTS else []) for item in REGISTERED],
+    ids=lambda value: str(value),
+)
+def test_every_registered_plugin_keeps_its_contract(group: Group, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar_files, "COUNTS", MADE_UP_COUNTS)
     results = check_plugin(group, name, settings(name, tmp_path))
     assert [f"{result.name}: {result.reason}" for result in results if not result.passed] == []
     assert len(results) > 4, "a plugin that serves no tiny scenario is not tested at all"

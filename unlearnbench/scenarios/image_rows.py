@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,13 +27,13 @@ class ImageRows:
     Attributes:
         place: where they come from, for errors.
         labels: by column, class numbers int64 ``[n]``.
-        encoded: pictures, each the content of an image file, or uint8 ``[n, channels, height, width]``.
+        encoded: pictures, each the content of an image file or its path, or uint8 ``[n, channels, height, width]``.
         size: height and width that each picture must have.
     """
 
     place: str
     labels: Mapping[str, Tensor]
-    encoded: Sequence[bytes] | Bytes
+    encoded: Sequence[bytes] | Sequence[Path] | Bytes
     size: tuple[int, int]
 
     def __len__(self) -> int:
@@ -49,12 +50,12 @@ class ImageRows:
             return torch.from_numpy(self.encoded[list(index)])
         out = np.empty((len(index), 3, *self.size), dtype=np.uint8)
         for place, row in enumerate(index):
-            out[place] = decoded(self.encoded[row], self.where(row), self.size)
+            picture = self.encoded[row]
+            if isinstance(picture, Path):
+                out[place] = decoded(picture.read_bytes(), str(picture), self.size)
+            else:
+                out[place] = decoded(picture, f"{self.place}, row {row + 1}", self.size)
         return torch.from_numpy(out)
-
-    def where(self, row: int) -> str:
-        """What to call a row in an error."""
-        return f"{self.place}, row {row + 1}"
 
 
 def decoded(content: bytes, place: str, size: tuple[int, int]) -> Bytes:
