@@ -78,7 +78,7 @@ class CFk(TrainedMethod):
                 module.training = False
             return view.loss(model, batch).mean()
 
-        trained = [weight for module in part for weight in module.parameters(recurse=False)]
+        trained = [weight for module in part for weight in module.parameters(recurse=False) if weight.requires_grad]
         steps = shuffled(rows, self.batch_size, seed=seed)
         return self.minimise(model, view, loss, steps, n=len(rows), seed=seed, parameters=trained)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from unlearnbench.api import Batch, MethodView
+from unlearnbench.api import Batch, MethodView, Split
 from unlearnbench.fields import FieldError, construct
 from unlearnbench.layers import model_hash
 from unlearnbench.methods import salun as module
@@ -89,35 +90,60 @@ def test_the_mask_is_that_of_the_forget_loss_and_of_no_batch_size() -> None:
     assert all(weight.grad is None for weight in model.parameters())
 
 
-def seen_by(method: SalUn) -> list[tuple[bool, list[int]]]:
-    """Of each training batch whether it holds forget rows, and its labels."""
-    forget = {float(image.sum()) for image in VIEW.forget.train.batch(range(10))["images"]}
-    batches: list[tuple[bool, list[int]]] = []
+def seen_by(method: SalUn) -> list[dict[float, int]]:
+    """The training batches: each image, by its sum, and its label."""
+    batches: list[dict[float, int]] = []
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        ours = [float(image.sum()) in forget for image in batch["images"]]
-        assert len(set(ours)) == 1
-        batches.append((ours[0], batch["labels"].tolist()))
+        batches.append(dict(zip(batch["images"].sum((1, 2, 3)).tolist(), batch["labels"].tolist(), strict=True)))
         return VIEW.loss(model, batch)
 
     method.unlearn(tiny_vision_model(), replace(VIEW, loss=loss), seed=0)
-    assert all(ours for ours, _ in batches[:3])  # the saliency's own pass over the forget rows
-    return batches[3:]
+    own = ceil(len(FORGET) / method.batch_size)
+    assert all(set(batch) <= set(FORGET) for batch in batches[:own])  # the saliency's own pass over the forget rows
+    return batches[own:]
+
+
+def labels_in(split: Split) -> dict[float, int]:
+    """Each image, by its sum, and its label."""
+    batch = split.train.batch(range(len(split.train)))
+    return dict(zip(batch["images"].sum((1, 2, 3)).tolist(), batch["labels"].tolist(), strict=True))
+
+
+FORGET, RETAIN = labels_in(VIEW.forget), labels_in(VIEW.retain)
 
 
 def test_in_each_epoch_forget_rows_under_fresh_wrong_labels_come_first_then_retain_rows() -> None:
     batches = seen_by(SalUn(epochs=3, batch_size=4))
-    epoch = [True] * 3 + [False] * 5
-    assert [ours for ours, _ in batches] == epoch * 3
-    drawn = [[label for ours, labels in batches[start : start + 8] if ours for label in labels] for start in (0, 8, 16)]
-    assert all(len(labels) == 10 and set(labels) == {1, 2} for labels in drawn)  # all forget rows are of class 0
+    assert len(batches) == 3 * 8
+    drawn = []
+    for start in (0, 8, 16):
+        forget: dict[float, int] = {key: label for batch in batches[start : start + 3] for key, label in batch.items()}
+        assert set(forget) == set(FORGET)
+        assert set(forget.values()) == {1, 2}  # all forget rows are of class 0
+        assert {key: label for batch in batches[start + 3 : start + 8] for key, label in batch.items()} == RETAIN
+        drawn.append(forget)
     assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
-    kept = [sorted(label for ours, labels in batches[start : start + 8] if not ours for label in labels) for start in (0, 8, 16)]
-    assert kept == [sorted(VIEW.retain.train.batch(range(20))["labels"].tolist())] * 3
+    assert len({tuple(labels) for labels in drawn}) == 3  # their order too
+
+
+def test_labels_drawn_once_stay() -> None:
+    batches = seen_by(SalUn(epochs=3, batch_size=4, redraw=False))
+    drawn = [{key: label for batch in batches[start : start + 3] for key, label in batch.items()} for start in (0, 8, 16)]
+    assert drawn[0] == drawn[1] == drawn[2]
+
+
+def test_joint_batches_mix_both_sets() -> None:
+    batches = seen_by(SalUn(epochs=2, batch_size=6, order="joint"))
+    assert [len(batch) for batch in batches] == [6] * 10
+    epochs = [{key: label for batch in part for key, label in batch.items()} for part in (batches[:5], batches[5:])]
+    assert all(set(epoch) == {*FORGET, *RETAIN} for epoch in epochs)
+    assert any(set(batch) & set(FORGET) and set(batch) & set(RETAIN) for batch in batches)
+    assert all(epoch[key] == label for epoch in epochs for key, label in RETAIN.items())
 
 
 def test_the_released_draw_may_give_the_true_label() -> None:
-    drawn = [label for ours, labels in seen_by(SalUn(epochs=3, batch_size=4, exclude_true=False)) if ours for label in labels]
+    drawn = [batch[key] for batch in seen_by(SalUn(epochs=3, batch_size=4, exclude_true=False)) for key in batch if key in FORGET]
     assert set(drawn) == {0, 1, 2}
 
 
@@ -150,4 +176,8 @@ def test_the_forget_rows_are_answered_wrongly_and_the_retain_rows_rightly_afterw
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(FieldError):
         construct(SalUn, "salun", wrong)
-    assert construct(SalUn, "salun", {}) == SalUn()
+
+
+def test_the_defaults_are_the_papers() -> None:
+    chosen = {"mask_ratio": 0.5, "lr": 0.013, "epochs": 10, "batch_size": 256, "order": "sequential", "redraw": True, "exclude_true": True}
+    assert construct(SalUn, "salun", {}) == SalUn(**chosen)

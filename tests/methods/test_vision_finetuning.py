@@ -212,7 +212,35 @@ def test_drawing_anew_leaves_the_global_random_state() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize(("build", "most"), [(tiny_vision_model, 1), (conv_net, 1)])
+class Blocks(nn.Module):
+    """A stem, three blocks (the second of two layers, with a list of its own), a norm and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(2, 2)
+        self.blocks = nn.ModuleList(
+            [nn.Linear(2, 2), nn.ModuleDict({"inner": nn.ModuleList([nn.Linear(2, 2), nn.ReLU()])}), nn.Linear(2, 2)]
+        )
+        self.norm = nn.BatchNorm1d(2)
+        self.head = nn.Linear(2, 2)
+
+
+def test_the_last_part_by_name() -> None:
+    def names(model: nn.Module, k: int) -> list[str]:
+        found = {id(module): name for name, module in model.named_modules()}
+        return [found[id(module)] for module in last_part(model, k)]
+
+    assert [names(Blocks(), k) for k in range(4)] == [
+        ["norm", "head"],
+        ["blocks.2", "norm", "head"],
+        ["blocks.1.inner.0", "blocks.2", "norm", "head"],
+        ["blocks.0", "blocks.1.inner.0", "blocks.2", "norm", "head"],
+    ]
+    plain = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    assert [names(plain, k) for k in range(2)] == [["2.0"], ["1.0", "1.1", "2.0"]]
+
+
+@pytest.mark.parametrize(("build", "most"), [(tiny_vision_model, 1), (conv_net, 1), (Blocks, 3)])
 def test_something_must_stay_frozen(build: Any, most: int) -> None:
     assert last_part(build(), most)
     with pytest.raises(UserError, match=rf"k is {most + 1}, .* allowed: 0 to {most}"):
@@ -272,4 +300,17 @@ def test_batch_norm_moves_only_when_asked(cls: Any) -> None:
 def test_settings_out_of_range_are_refused(cls: Any, wrong: dict[str, Any]) -> None:
     with pytest.raises(FieldError):
         construct(cls, "method", wrong)
-    assert construct(cls, "method", {}) == cls()
+
+
+@pytest.mark.parametrize(
+    ("cls", "chosen"),
+    [
+        (NegGradPlus, {"alpha": 0.95, "lr": 0.01}),
+        (L1Sparse, {"gamma": 1e-4, "plain_epochs": 0, "lr": 0.01, "batch_size": 256}),
+        (PseudoLabel, {"lr": 0.01}),
+        (CFk, {"k": 1, "lr": 0.01, "batch_norm": "frozen"}),
+        (EUk, {"k": 1, "lr": 0.01, "batch_norm": "train"}),
+    ],
+)
+def test_the_defaults_are_the_published_ones(cls: Any, chosen: dict[str, Any]) -> None:
+    assert construct(cls, "method", {}) == cls(epochs=10, **chosen)

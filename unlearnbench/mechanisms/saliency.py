@@ -88,7 +88,7 @@ def masked(
         for name, weight in parameters.items():
             weight.copy_(torch.where(free[name], weight, before[name]))
             for key, state in optimizer.state[weight].items():
-                if key != "step" and isinstance(state, Tensor):
+                if key != "step":
                     state.mul_(free[name])
 
     with ExitStack() as stack:
