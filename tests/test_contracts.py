@@ -21,6 +21,7 @@ from unlearnbench.testing import check_plugin
 SMALL: dict[str, dict[str, Any]] = {
     "authors": {"n_authors": 20, "n_facts": 2, "epochs": 1},
     "digits": {"epochs": 1},
+    "datamodel_matching": {"n_subsets": 12, "calibration_models": 3},
     "digits_diffusion": {"width": 16, "depth": 1, "epochs": 1, "sampling_steps": 3},
 }
 ON_DATA = ("tofu", "muse", "text", "cifar10", "cifar100", "images")
