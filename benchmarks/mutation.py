@@ -32,7 +32,18 @@ from typing import Any, NamedTuple
 from mutants import Mutant, mutants
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE = ("losses", "unlearning_losses", "representation", "stats", "intervals", "answers", "token_scores", "anchoring", "membership")
+CORE = (
+    "losses",
+    "unlearning_losses",
+    "mechanisms/representation",
+    "mechanisms/importance",
+    "stats",
+    "intervals",
+    "answers",
+    "token_scores",
+    "anchoring",
+    "membership",
+)
 SURVIVED, BY_TEST, BY_DOCTEST, BY_IMPORT = 0, 1, 3, 4
 
 _STATS, _INTERVALS, _TOFU = "unlearnbench/stats.py", "unlearnbench/intervals.py", "metrics/tofu.py"

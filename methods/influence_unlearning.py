@@ -48,8 +48,10 @@ class InfluenceUnlearning(Method):
         def single(model: nn.Module, batch: Batch) -> Tensor:
             return view.loss(model, batch).sum()
 
-        singles = islice(shuffled(retain, 1, seed=seed)(0), self.rows)
-        rows = torch.stack([_flat(found) for found in gradients(model, single, singles)])
+        rows = ours.new_empty(min(self.rows, len(retain)), len(ours))
+        singles = islice(shuffled(retain, 1, seed=seed)(0), len(rows))
+        for place, found in enumerate(gradients(model, single, singles)):
+            rows[place] = _flat(found)
         step = self.alpha * inverse_fisher_product(influence_direction(ours, others, len(forget), len(retain)), rows, self.damping)
         with torch.no_grad():
             parameters = list(trained(model).values())

@@ -6,8 +6,9 @@ every epoch has a pass of descent on gamma CE + alpha T^2 KL over the retain row
 Defaults as published: alpha 0.5, gamma 1, T 2, 3 epochs of ascent out of 10, lr 5e-4 times 0.1 from epochs 3, 5 and 9 on.
 
 Deviations: optimizer and weight decay are those of the original's training (published settings disagree: weight decay 0.1 or 5e-4, SGD or
-Adam); no label smoothing (there 0.5); batch-norm is frozen by default; forget batches of 512 are the largest of the published range. There
-is no rewinding (SCRUB+R).
+Adam); no label smoothing (there 0.5); forget batches of 512 are the largest of the published range; there is no rewinding (SCRUB+R).
+Batch-norm is frozen by default, there it is trained. Frozen, or without it, student and teacher agree at the start, so that the first
+ascent has no gradient until retain rows have moved the student; trained, their statistics differ from the first step on.
 """
 
 from __future__ import annotations

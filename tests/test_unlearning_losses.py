@@ -10,7 +10,7 @@ from scipy.special import expit, log_softmax, rel_entr, softmax
 from torch import Tensor
 
 from unlearnbench.losses import answer_lengths, example_nll, token_nll
-from unlearnbench.unlearning_losses import ceu, dpo, dual_step, kl, logit_margin, npo, satimp, simnpo, skip_first, undial, wga
+from unlearnbench.unlearning_losses import ceu, dpo, dual_step, kl, logit_margin, npo, satimp, simnpo, skip_first, softened_kl, undial, wga
 
 TokenLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 # Reference logits, logits, labels -> values of tokens.
@@ -257,3 +257,22 @@ def test_npo_lets_go_of_what_is_forgotten() -> None:
     npo(logprob, torch.tensor([-3.0], dtype=torch.float64), beta=0.1).backward()
     assert logprob.grad is not None
     assert logprob.grad.item() == pytest.approx(2 / (1 + math.exp(5.7)))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_softened_kl_by_scipy(temperature: float) -> None:
+    rng = np.random.default_rng(0)
+    reference, logits = rng.normal(scale=3, size=(2, 7, 4))
+    wanted, found = softmax(reference / temperature, axis=1), softmax(logits / temperature, axis=1)
+    given = torch.tensor(reference, requires_grad=True)
+    ours = softened_kl(given, torch.tensor(logits, requires_grad=True), temperature)
+    np.testing.assert_allclose(ours.detach(), rel_entr(wanted, found).sum(1), rtol=1e-10)
+    assert ours.dtype == torch.float64
+    ours.sum().backward()
+    assert given.grad is None
+    assert softened_kl(given.bfloat16(), torch.tensor(logits).bfloat16(), temperature).dtype == torch.float32
+
+
+def test_softened_kl_wants_a_temperature() -> None:
+    with pytest.raises(ValueError, match=r"temperature is 0\.0; allowed: above 0"):
+        softened_kl(torch.zeros(1, 2), torch.zeros(1, 2), 0.0)

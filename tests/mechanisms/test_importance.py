@@ -117,6 +117,14 @@ def test_held_weights_are_left_out_and_unused_ones_are_0() -> None:
     assert not found["unused.weight"].any()
 
 
+def test_weights_that_play_no_part_hold_no_information() -> None:
+    net = nn.Sequential(nn.Linear(2, 3))
+    net[0].register_parameter("unused", nn.Parameter(torch.ones(2)))
+    information = fisher_diagonal(net, [{"images": torch.ones(3, 2)}])
+    assert information["0.weight"].all()
+    assert not information["0.unused"].any()
+
+
 def test_no_batch_has_no_gradient() -> None:
     with pytest.raises(ValueError, match="no batch to take gradients of"):
         squared_gradient(knowing(), mean_loss, [])
@@ -150,6 +158,7 @@ def test_the_variance_of_fisher_noise() -> None:
     bounded = np.minimum(1 / (information + 1e-8), 50.0)
     found = fisher_variance(torch.from_numpy(information), alpha=0.3, largest=50.0)
     np.testing.assert_allclose(found, np.broadcast_to(0.3 * bounded.mean(1, keepdims=True), information.shape))
+    assert fisher_variance(torch.zeros(1, dtype=torch.float64), alpha=0.3, largest=1e12).item() == pytest.approx(0.3e8)
     flat = fisher_variance(torch.from_numpy(information[:, 0, 0, 0]), alpha=0.3, largest=50.0)
     np.testing.assert_allclose(flat, 0.3 * bounded[:, 0, 0, 0])
 

@@ -106,13 +106,16 @@ def fisher_diagonal(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -
         nonlocal count
         for batch in batches:
             with evaluating(model), torch.enable_grad():
-                logprob = model(send_to_device(batch, device)["images"]).log_softmax(-1)
+                logprob = model(send_to_device(batch, device)["images"]).log_softmax(1)
                 weights = logprob.detach().exp().mean(0)
                 each = torch.eye(len(weights), dtype=logprob.dtype, device=device)
                 inputs = list(parameters.values())
-                slopes = torch.autograd.grad(logprob.mean(0), inputs, each, is_grads_batched=True, materialize_grads=True)
+                slopes = torch.autograd.grad(logprob.mean(0), inputs, each, is_grads_batched=True, allow_unused=True)
             count += 1
-            yield {name: torch.tensordot(weights, slope.square(), 1) for name, slope in zip(parameters, slopes, strict=True)}
+            yield {
+                name: torch.zeros_like(weight) if slope is None else torch.tensordot(weights, slope.square(), 1)
+                for (name, weight), slope in zip(parameters.items(), slopes, strict=True)
+            }
 
     found = summed(squares())
     return {name: tensor / count for name, tensor in found.items()}
