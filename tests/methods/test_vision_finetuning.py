@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unlearnbench.api import Batch, MethodView, Split, UserError
 from unlearnbench.fields import FieldError, construct
 from unlearnbench.layers import model_hash
+from unlearnbench.mechanisms.relabelling import Relabelled
 from unlearnbench.methods.finetune import Finetune
 from unlearnbench.methods.l1_sparse import L1Sparse, l1_norm
 from unlearnbench.methods.last_blocks import CFk, EUk, last_part
@@ -137,14 +138,25 @@ def test_the_targets_are_the_originals_best_retained_classes() -> None:
     assert {targets[image] == label for image, label in seen} == {True}
 
 
+def test_one_step_on_pseudo_labels_is_the_formula() -> None:
+    ours = PseudoLabel(lr=0.1, epochs=1, batch_size=99).unlearn(tiny_vision_model(2), PLAIN, seed=0)
+    model, images = tiny_vision_model(2), VIEW.forget.train.batch(range(10))["images"]
+    targets = model(images)[:, 1:].argmax(1) + 1
+    gradients = torch.autograd.grad(nn.functional.cross_entropy(model(images), targets), list(model.parameters()))
+    expected = [weight.detach() - 0.1 * gradient for weight, gradient in zip(model.parameters(), gradients, strict=True)]
+    torch.testing.assert_close([weight.detach() for weight in ours.parameters()], expected, rtol=1e-10, atol=1e-12)
+
+
 def test_pseudo_labels_are_for_classes_only() -> None:
-    def scenario(kind: str) -> Any:
-        return SimpleNamespace(modality="vision", task="classify", asked=lambda: SimpleNamespace(kind=kind))
+    def scenario(kind: str, modality: str = "vision") -> Any:
+        return SimpleNamespace(modality=modality, task="classify", asked=lambda: SimpleNamespace(kind=kind))
 
     assert PseudoLabel().supports(scenario("class")) is None
     assert PseudoLabel().supports(scenario("instances")) == "serves requests for classes, not for instances"
-    with pytest.raises(ValueError, match=r"classes \[1, 2\] are to be forgotten and have retain rows"):
-        unlearned(PseudoLabel(), replace(VIEW, forget=VIEW.retain))
+    assert PseudoLabel().supports(scenario("class", "language")) == "works on vision, not on language"
+    both = Split(train=Relabelled(VIEW.forget.train, torch.arange(10) % 2), eval=VIEW.forget.eval)
+    with pytest.raises(ValueError, match=r"classes \[1\] are to be forgotten and have retain rows"):
+        unlearned(PseudoLabel(), replace(VIEW, forget=both))
 
 
 # -------------------------------------------------------------------------------------------------------------- CF-k and EU-k
