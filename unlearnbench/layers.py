@@ -285,20 +285,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def reinitialise(model: nn.Module, *, seed: int) -> nn.Module:
-    """Draw all weights anew, in place: by each layer's own ``reset_parameters``, which resets batch-norm's statistics too.
+    """Draw all trained weights anew, in place: by each layer's own ``reset_parameters``, which resets batch-norm's statistics too.
 
     What a module without that method holds itself (a class token) has its entries shuffled, so that it keeps their size and forgets
-    their order.
+    their order. A module whose own weights do not have ``requires_grad`` (a fixed first layer) stays as it is.
     """
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(seed)
         for module in model.modules():
+            own = list(module.parameters(recurse=False))
+            if own and not any(parameter.requires_grad for parameter in own):
+                continue
             reset = getattr(type(module), "reset_parameters", None)
             if reset is not None:
                 reset(module)
                 continue
-            for parameter in module.parameters(recurse=False):
+            for parameter in own:
                 order = torch.randperm(parameter.numel()).to(device)
                 parameter.copy_(parameter.flatten()[order].reshape(parameter.shape))
     return model
