@@ -111,7 +111,7 @@ class DigitsDiffusion(VisionScenario):
         return [self._fitted(plan, seed) for plan, seed in zip(plans, seeds, strict=True)]
 
     def _fitted(self, plan: Plan, seed: int) -> nn.Module:
-        model, rows, recipe = self.build(seed), self._left(plan), self.recipe
+        model, rows, recipe = self.build(seed), self.without(plan.rows), self.recipe
         steps, total = shuffled(rows, recipe.batch_size, seed=seed), step_count(len(rows), recipe)
         fit(model, _mean_loss, steps, recipe, seed=seed, total_steps=total, label=f"{plan.role} on {self.request}")
         return model.eval()
