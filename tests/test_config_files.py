@@ -10,14 +10,18 @@ from typing import Any
 import pytest
 import torch
 from made_up_data import muse_files, tofu_files, write
+from made_up_pictures import MADE_UP_COUNTS, picture_settings
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from unlearnbench import registry
-from unlearnbench.api import Method, Scenario
+from unlearnbench.api import Data, Method, Scenario
 from unlearnbench.config import expand, load_suite
+from unlearnbench.scenarios import cifar_files
+from unlearnbench.scenarios.images import image_loss
 from unlearnbench.scenarios.language import text_loss
 from unlearnbench.scenarios.sourced import SourcedScenario
 from unlearnbench.scenarios.tiny_lm import train_tokenizer
+from unlearnbench.scenarios.vision_scenario import VisionScenario
 from unlearnbench.training import batches, fit
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
@@ -77,3 +81,27 @@ def test_suites_of_real_size_take_five_training_steps(name: str, base: Path, tmp
     assert (report.steps, report.samples) == (5, 160)
     assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
     assert all(not torch.equal(value, before[key]) for key, value in model.state_dict().items() if "proj" in key)
+
+
+@pytest.mark.parametrize("name", ["cifar10-random10", "cifar10-class", "cifar10-coherent"])
+def test_suites_on_pictures_of_real_size_take_five_training_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar_files, "COUNTS", MADE_UP_COUNTS)
+    track = load_suite(next(path for path in CONFIGS if path.stem == name)).tracks[0]
+    data = picture_settings("cifar10", tmp_path)["data_dir"]
+    fields = {**track.scenario.fields, "data_dir": data, "request": track.requests[0], "width": 4, "test_per_class": 20}
+    scenario = registry.make("scenarios", track.scenario.name, fields)
+    assert isinstance(scenario, VisionScenario)
+    recipe = replace(scenario.recipe, warmup=0.0)
+    assert (recipe.precision, recipe.batch_size, recipe.momentum, recipe.weight_decay) == ("bf16", 256, 0.9, 5e-4)
+    view = scenario.train_view(scenario.plan("oracle"))
+    model, rows = view.build(0), view.data.train
+    assert set(rows.ids).isdisjoint(scenario.split("forget").ids)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+
+    def epoch(number: int, rows: Data = rows, size: int = recipe.batch_size) -> Any:
+        return map(rows.batch, batches(len(rows), size, seed=0, epoch=number))
+
+    report = fit(model, lambda net, batch: image_loss(net, batch).mean(), epoch, recipe, seed=0, total_steps=5)
+    assert (report.steps, report.samples) == (5, 5 * len(rows))
+    assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
+    assert all(not torch.equal(value, before[key]) for key, value in model.named_parameters() if value.requires_grad)
