@@ -171,6 +171,8 @@ class Attack(Applied):
     """An attack that changes the model or its inputs and is then scored by the metrics."""
 
     level: ClassVar[Threat]
+    strips: ClassVar[bool] = True
+    """Of level T5: whether it begins by `layers.strip`; False for one that puts back what a method has already taken away."""
     needs: ClassVar[frozenset[AttackNeed]] = frozenset()
 
     @abstractmethod
@@ -178,7 +180,10 @@ class Attack(Applied):
         """Attack a private copy of the deployed model, yielding the points to score, from no change to the strongest.
 
         A yielded model is scored before the iterator is advanced, so it may be changed in place afterwards. An attack of level T5
-        calls `layers.strip` itself.
+        calls `layers.strip` itself, unless it says `strips = False`.
+
+        Raises:
+            NotMeasurable: it has nothing to do with such a model; its cells are N/A, with this reason.
         """
 
 

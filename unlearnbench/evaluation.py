@@ -231,6 +231,8 @@ def _attack(scores: Scores, spec: PluginSpec, attack: Attack, trial: Trial, work
             # One seed for all models: the anchors are attacked with the same order of the same rows.
             for stage in attack.stages(workshop.model(trial.source), view, seed=scenario.split_seed):
                 _stage(scores, stage, watched, scenario, only, blank)
+    except NotMeasurable as error:
+        scores.cells += [Cell(**_facts(name, metric, blank), status="na", reason=str(error)) for name, metric in watched]
     except Exception as error:  # recorded with its reason, while the others go on
         logging.getLogger(__name__).debug("%s failed", spec.label, exc_info=True)
         failed = describe(error)

@@ -38,7 +38,7 @@ from unlearnbench.api import (
     Split,
     UserError,
 )
-from unlearnbench.contracts.checks import SITES, CheckResult, Report, require
+from unlearnbench.contracts.checks import LAST_SITE, SITES, CheckResult, Report, require
 from unlearnbench.contracts.data import check_scenario
 from unlearnbench.contracts.models import check_attack, check_method
 from unlearnbench.contracts.scoring import check_inference, check_metric
@@ -202,16 +202,18 @@ def _results(group: Group, name: str, settings: dict[str, Any]) -> list[CheckRes
     if isinstance(plugin, Scenario):
         check_scenario(report, plugin)
     elif isinstance(plugin, Applied):
-        for site, scenario in SITES.items():
-            _check_applied(report, plugin, site, scenario)
+        served = [_check_applied(report, plugin, site, scenario) for site, scenario in SITES.items()]
+        if not any(served):
+            _check_applied(report, plugin, *LAST_SITE)
     return report.results
 
 
-def _check_applied(report: Report, plugin: Applied, site: str, scenario: Scenario) -> None:
+def _check_applied(report: Report, plugin: Applied, site: str, scenario: Scenario) -> bool:
+    """Whether the plugin serves the scenario; one that cannot say so has failed, and is not tried elsewhere."""
     if not report.run(f"{site}: supports() gives None or a reason", lambda: _answers(plugin, scenario)):
-        return
+        return True
     if plugin.supports(scenario) is not None:
-        return
+        return False
     if isinstance(plugin, Method):
         check_method(report, plugin, site, scenario)
     elif isinstance(plugin, Attack):
@@ -220,6 +222,7 @@ def _check_applied(report: Report, plugin: Applied, site: str, scenario: Scenari
         check_inference(report, plugin, site, scenario)
     elif isinstance(plugin, Metric):
         check_metric(report, plugin, site, scenario)
+    return True
 
 
 def _documented(cls: type[Plugin]) -> None:

@@ -26,6 +26,9 @@ SITES: Mapping[str, Scenario] = {
 }
 """Where plugins are tried."""
 
+LAST_SITE = ("tiny vision, a transformer's class", TinyVision(request="class0", net="vit", lr=0.01))
+"""Where those are tried that serve none of `SITES`."""
+
 
 class CheckResult(NamedTuple):
     """One contract test of a plugin."""

@@ -20,6 +20,8 @@ from unlearnbench.api import Attack, AttackView, Data, Method, MethodView, Plan,
 from unlearnbench.contracts.checks import Report, Violation, disturb, require, trained
 from unlearnbench.deployed import load_model, save_model
 from unlearnbench.layers import Inserted, blocks, evaluating, insert, inserted, model_hash, strip
+from unlearnbench.nets.prompts import add_prompts
+from unlearnbench.nets.vit import VisionTransformer
 
 SEED = 0
 ORACLE_SEED = 1000
@@ -173,6 +175,8 @@ def check_attack(report: Report, attack: Attack, site: str, scenario: Scenario) 
     if attack.level is Threat.T5:
         path, block = blocks(deployed)[0]
         insert(deployed, path, Inserted(block))
+    if isinstance(deployed, VisionTransformer):  # as prompt removal deploys it, for attacks on prompts
+        add_prompts(deployed, range(1, deployed.head.out_features), generator=torch.Generator().manual_seed(SEED))
     before = model_hash(deployed)
     found: list[list[tuple[int, bool, str]]] = []
 
@@ -192,8 +196,9 @@ def check_attack(report: Report, attack: Attack, site: str, scenario: Scenario) 
         require(finals == [False] * (len(finals) - 1) + [True], f"final is {finals}; it must be True at the last stage and nowhere else")
 
     def starts_unchanged() -> None:
-        expected = model_hash(strip(copy.deepcopy(deployed))) if attack.level is Threat.T5 else before
-        what = "the stripped model" if attack.level is Threat.T5 else "the model as it was given"
+        stripped = attack.level is Threat.T5 and attack.strips
+        expected = model_hash(strip(copy.deepcopy(deployed))) if stripped else before
+        what = "the stripped model" if stripped else "the model as it was given"
         require(found[0][0][2] == expected, f"the first stage is not {what}")
 
     def repeats() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unlearnbench.api import Data, Modality, Need, Plan, Request, Task
 from unlearnbench.contracts.tiny import STEPS, Count, Tiny, both, without
 from unlearnbench.evidence import Evidence
+from unlearnbench.nets.vit import vit
 from unlearnbench.scenarios.images import ImageData, image_evidence, image_loss
 from unlearnbench.training import hardware
 
@@ -45,6 +46,8 @@ class TinyVision(Tiny):
     task: ClassVar[Task] = "classify"
     splits: ClassVar[tuple[str, ...]] = ("forget", "retain", "holdout", "test")
 
+    net: Literal["perceptron", "vit"] = "perceptron"
+    """A perceptron with batch-norm, or a vision transformer of four patches."""
     epochs: Count = 60
     batch_size: Annotated[int, Field(ge=2)] = 18
 
@@ -133,8 +136,14 @@ class TinyVision(Tiny):
     def _training_rows(self, plan: Plan) -> Data:
         return without(self._pools()["train"], plan.rows)
 
+    def training_settings(self, plan: Plan) -> dict[str, Any]:
+        """See `Scenario.training_settings`."""
+        return {**super().training_settings(plan), "net": self.net}
+
     def build(self, seed: int) -> nn.Module:
         """See `Scenario.build`."""
+        if self.net == "vit":
+            return vit(classes=CLASSES, channels=1, size=4, patch=2, width=8, depth=1, heads=2, stem=4, seed=seed).to(hardware.get().device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return TinyNet(width=48).to(hardware.get().device)
