@@ -190,6 +190,11 @@ def test_an_attack_that_breaks_keeps_what_it_had_and_says_why(scored: Score) -> 
     assert [cell.status for cell in found.cells if cell.attack == "relearning"] == ["done"] * 4
 
 
+def test_an_attack_that_finds_nothing_to_attack_is_not_measured(scored: Score) -> None:
+    found = scored("accuracy", metric("NothingThere"))
+    assert reasons([cell for cell in found.cells if cell.attack]) == [("accuracy", "na", "the model has no prompts")]
+
+
 def test_all_models_are_attacked_with_the_same_seed(
     planned: Callable[..., dict[str, Trial]], workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

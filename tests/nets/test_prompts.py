@@ -66,9 +66,8 @@ def test_dropping_and_putting_back_keeps_the_order_of_classes() -> None:
     assert bank.vectors.tolist() == [[1.0, 1.5], [6.0, 6.5]]
     assert bank.vectors.untyped_storage().nbytes() == 4 * bank.vectors.numel()  # no hidden row behind the tensor
     bank.put({4: torch.tensor([7.0, 8.0]), 1: torch.zeros(2)})
-    assert bank.labels == (1, 4, 6)
-    assert bank.vectors.tolist() == [[0.0, 0.0], [7.0, 8.0], [6.0, 6.5]]
     assert bank.config() == {"labels": [1, 4, 6], "width": 2}
+    assert bank.vectors.tolist() == [[0.0, 0.0], [7.0, 8.0], [6.0, 6.5]]
 
 
 def test_a_low_rank_update_is_added_to_the_layer() -> None:
