@@ -57,6 +57,15 @@ def test_vision_scores_tell_members_from_others() -> None:
     assert abs(roc_auc_score(marks, np.concatenate([unseen, others])) - 0.5) < 2 * 0.029
 
 
+def test_scores_of_a_denoising_model_are_minus_its_losses() -> None:
+    need = Need(what="denoising_loss", split="forget")
+    assert LossAttack().wants("forget", SimpleNamespace(modality="vision", task="diffuse")) == (need,)
+    ids = {"forget": ("a", "b")}
+    losses = np.array([[0.25], [0.5]], np.float32)
+    evidence = Evidence(ids=ids, clusters=ids, arrays={need: losses}, labels={"forget": np.array([0, 1])})
+    assert LossAttack().score(evidence, "forget", ()).tolist() == [-0.25, -0.5]
+
+
 def test_nan_is_an_error() -> None:
     with pytest.raises(ValueError, match="1 of 2 rows of 'forget' is NaN"):
         LossAttack().score(vision(np.array([[0.0, 1.0], [np.nan, 0.0]])), "forget", ())
