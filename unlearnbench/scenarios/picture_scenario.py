@@ -138,7 +138,12 @@ class PictureScenario(VisionScenario):
 
     def train(self, plans: Sequence[Plan], seeds: Sequence[int]) -> list[nn.Module]:
         """See `Scenario.train`; each model starts from the pictures of its own plan."""
-        trained = []
-        for plan, seed in zip(plans, seeds, strict=True):
-            trained += self.train_from(partial(self.prepared, self.without(plan.rows).images), [plan], [seed])
-        return trained
+        alike: dict[frozenset[str], list[int]] = {}
+        for place, plan in enumerate(plans):
+            alike.setdefault(plan.rows, []).append(place)
+        trained: dict[int, nn.Module] = {}
+        for rows, places in alike.items():
+            build = partial(self.prepared, self.without(rows).images)
+            models = self.train_from(build, [plans[place] for place in places], [seeds[place] for place in places])
+            trained.update(zip(places, models, strict=True))
+        return [trained[place] for place in range(len(plans))]
