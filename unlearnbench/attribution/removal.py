@@ -144,7 +144,7 @@ def _trak_summed(
     model: nn.Module, groups: Tensor, rows: Training, points: Tensor, dimension: int, ridge: float, seed: int, memory: int
 ) -> Tensor:
     like = next(model.parameters())
-    size = sum(p.numel() for p in model.parameters())
+    size = sum(p.numel() for p in model.parameters() if p.requires_grad)
     project = trak.gaussian(size, dimension, seed=seed, device=like.device, memory=memory)
     images, labels = rows.images.to(like.device, like.dtype), rows.labels.to(like.device)
     gradients = trak.projected_gradients(model, _margin, images, labels, project, memory=memory)[:, 0]

@@ -89,7 +89,7 @@ def projected_gradients(
     """Projected gradients of outputs of single rows in all parameters, the model in eval mode.
 
     Args:
-        model: Images to logits; all parameters count, in their order.
+        model: Images to logits; all parameters that are trained count, in their order.
         outputs: Of one row: logits ``[K]`` and label ``[]`` -> ``[q]``.
         images: ``[n, ...]``.
         labels: Int64 ``[n]``.
@@ -99,12 +99,12 @@ def projected_gradients(
     Returns:
         ``[n, q, dimension]`` in the model's precision.
     """
-    parameters: Mapping[str, Tensor] = {name: p.detach() for name, p in model.named_parameters()}
-    buffers = dict(model.named_buffers())
+    parameters: Mapping[str, Tensor] = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    fixed = dict(model.named_buffers()) | {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
     size = sum(p.numel() for p in parameters.values())
 
     def of_one(weights: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        logits = functional_call(model, {**weights, **buffers}, (image[None],))[0]
+        logits = functional_call(model, {**weights, **fixed}, (image[None],))[0]
         return outputs(logits, label)
 
     with evaluating(model), torch.no_grad():
