@@ -51,10 +51,10 @@ def test_at_the_largest_penalty_all_weights_are_zero_and_just_below_not(case: tu
 @pytest.mark.parametrize("regression", ["lasso", "ridge"])
 def test_the_chosen_penalty_predicts_held_out_models_best(case: tuple[Tensor, Tensor], regression: datamodels.Regression) -> None:
     masks, outputs = case
-    found = datamodels.fit(masks, outputs, regression=regression, steps=8)
+    found = datamodels.fit(masks, outputs, regression=regression, steps=8, smallest=0.01)
     solve = getattr(datamodels, regression)
     top = datamodels.largest_penalty(masks[:96], outputs[:96]) if regression == "lasso" else (120 * masks.double().var(0).sum()).expand(3)
-    tried = top * torch.logspace(0, -2 if regression == "lasso" else -4, 8, dtype=torch.float64)[:, None]
+    tried = top * torch.logspace(0, 1, 8, base=0.01 if regression == "lasso" else 1e-4, dtype=torch.float64)[:, None]
     errors = [(datamodels.predict(solve(masks[:96], outputs[:96], each), masks[96:]) - outputs[96:]).square().mean(0) for each in tried]
     best = torch.stack(errors).argmin(0)
     torch.testing.assert_close(found.penalty, tried[best, torch.arange(3)], rtol=1e-6, atol=0)

@@ -49,6 +49,15 @@ def test_gradients_are_those_of_autograd_row_by_row(images: tuple[Tensor, Tensor
     assert every.shape == (7, CLASSES, 5)
 
 
+def test_what_is_not_trained_does_not_count(images: tuple[Tensor, Tensor]) -> None:
+    model = tiny_vision_model()
+    whole = trak.projected_gradients(model, margin, *images, lambda gradients: gradients)
+    frozen = next(model.parameters())
+    frozen.requires_grad_(False)
+    rest = trak.projected_gradients(model, margin, *images, lambda gradients: gradients)
+    torch.testing.assert_close(rest, whole[..., frozen.numel() :])
+
+
 def test_the_projection_keeps_inner_products_and_its_blocks_are_drawn_again_alike() -> None:
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(4, 300, generator=generator, dtype=torch.float64)

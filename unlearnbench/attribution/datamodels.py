@@ -19,6 +19,10 @@ from torch import Tensor
 Regression = Literal["lasso", "ridge"]
 
 
+CLOSE = 5e-3
+"""Violation of the lasso's optimality conditions in `fit`, relative to its largest penalty: a sixth of the smallest one tried."""
+
+
 class Datamodel(NamedTuple):
     """Fitted weights.
 
@@ -88,7 +92,7 @@ def largest_penalty(masks: Tensor, outputs: Tensor) -> Tensor:
 
 
 def fit(
-    masks: Tensor, outputs: Tensor, *, regression: Regression, held_out: float = 0.2, steps: int = 8, smallest: float = 0.01
+    masks: Tensor, outputs: Tensor, *, regression: Regression, held_out: float = 0.2, steps: int = 6, smallest: float = 0.03
 ) -> Datamodel:
     """Fit with a penalty chosen for each output: the one that predicts held-out models best; then on all models.
 
@@ -113,10 +117,10 @@ def fit(
         penalties = largest_penalty(part, own) * torch.logspace(0, 1, steps, base=smallest, dtype=outputs.dtype)[:, None]
         errors, start = [], None
         for penalty in penalties:
-            found = lasso(part, own, penalty, start=start, tolerance=1e-3)
+            found = lasso(part, own, penalty, start=start, tolerance=CLOSE)
             start = found.weights
             errors.append((predict(found, masks[rest]) - outputs[rest]).square().mean(0))
-        return lasso(masks, outputs, _chosen(penalties, errors), start=start, tolerance=1e-3)
+        return lasso(masks, outputs, _chosen(penalties, errors), start=start, tolerance=CLOSE)
     top = len(masks) * masks.to(outputs.dtype).var(0).sum()
     penalties = (top * torch.logspace(0, 1, steps, base=smallest**2, dtype=outputs.dtype))[:, None].expand(steps, outputs.shape[1])
     # Predictions for held-out models without ever forming weights: K(held out, kept) (K(kept) + penalty)^-1 y.
