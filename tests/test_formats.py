@@ -53,13 +53,13 @@ def test_the_terminal_table_is_readable() -> None:
     assert "relearning:" in lines[head - 2]
     for word in ("extraction", "strength", "probability", "worst", "kept"):
         assert word in above.replace("_", " ").split()
-    assert lines[head].split() == ["rank", "row", "worst", "kept", "T2", "T2", "T4", "↑", "↓"]
+    assert lines[head].split() == ["rank", "row", "worst", "kept", "seconds", "T2", "T2", "T4", "↑", "↓"]
     row = next(line for line in lines if "npo" in line)
     # Brackets are no markup; 0.25 is (0.25 - 0.2) / 0.8 = 0.06 between the anchors, 0.3 under relearning 0.1 / 0.7.
     assert row.split()[:4] == ["1", "npo[lr=1e-05]", "0.14", "1.00"]
     assert "≈ +0.05" in lines[lines.index(row) + 1]
     dashes = next(line for line in lines if "crashed" in line)
-    assert dashes.split() == ["crashed", *["–"] * 7]
+    assert dashes.split() == ["crashed", *["–"] * 8]
     assert "collapsed (sanity)" in text
     assert lines[lines.index(row) - 1] == ""  # methods stand apart
 
@@ -110,10 +110,12 @@ def test_markdown_has_a_table_for_each_board_and_one_of_comparisons() -> None:
     lines = text[: text.index("## authors / forget5")].splitlines()
     table = [line for line in lines if line.startswith("|")]
     widths = {line.count("|") for line in table[:10]}
-    assert widths == {10}
-    assert table[0].startswith("| rank | row | worst | kept | probability T2 | extraction_strength T2 | relearning:probability T4 |")
+    assert widths == {11}
+    assert table[0].startswith(
+        "| rank | row | worst | kept | seconds | probability T2 | extraction_strength T2 | relearning:probability T4 |"
+    )
     assert table[1].startswith("|---:|---|---:|")
-    assert any(line.startswith("| 1 | npo[lr=1e-05] | 0.14 | 1.00 | 0.25 ±0.64<br>≈ +0.05 | 0.25<br>≈ +0.05 |") for line in table)
+    assert any(line.startswith("| 1 | npo[lr=1e-05] | 0.14 | 1.00 | – | 0.25 ±0.64<br>≈ +0.05 | 0.25<br>≈ +0.05 |") for line in table)
     compared = table[10:]
     assert compared[0] == "| against | probability |"
     # Clusters differ by -0.3 and -0.6: t = -0.45 / 0.15 with one degree of freedom, p = 0.2048. Holm leaves the
@@ -144,7 +146,7 @@ def test_latex_is_escaped_and_balanced() -> None:
     assert r"perplexity $\downarrow$" in text
     body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
     columns = text.split(r"\begin{tabular}{")[1].split("}")[0]
-    assert columns == "rl" + "r" * 7
+    assert columns == "rl" + "r" * 8
     rows = [line for line in body.splitlines() if line.endswith(r"\\")]
     assert len(rows) == 9
     assert {line.replace(r"\&", "").count("&") for line in rows} == {len(columns) - 1}
@@ -193,3 +195,25 @@ def test_without_intervals_or_gaps_cells_are_bare() -> None:
     (plain,) = json.loads(as_json([board]))
     assert plain["rows"][0]["scores"]["probability"]["gap_interval"] is None
     assert ",0.5,,,," in as_csv([board])
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [((0.5, 1.0), "0.75"), ((100.0, 145.4), "123"), ((0.0, 0.0), "0")])
+def test_run_time_stands_beside_the_scores(seconds: tuple[float, float], shown: str) -> None:
+    timed = [
+        record(
+            "npo",
+            seed,
+            {"probability": 0.3, "model_utility": 1.0},
+            volatile={"seconds": {"model": time, "relearning": 999.0}, "share_of_retraining": time / 4},
+        )
+        for seed, time in enumerate(seconds)
+    ]
+    (board,) = boards([*anchors(), *timed])
+    row = next(row for row in board.rows if row.label == "npo")
+    assert (row.seconds, row.cost) == (sum(seconds) / 2, sum(seconds) / 8)
+    line = next(line for line in markdown([board]).splitlines() if "| npo |" in line)
+    assert line.split(" | ")[4] == shown
+    assert f"As a share of one retraining: npo {row.cost:.2g}." in markdown([board])
+    assert next(row for row in board.rows if row.label == "original").seconds is None
+    data = json.loads(as_json([board]))[0]["rows"]
+    assert [item["seconds"] for item in data if item["label"] == "npo"] == [row.seconds]

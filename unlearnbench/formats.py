@@ -79,16 +79,17 @@ def p_text(p: float) -> str:
 
 
 def _front(row: Row) -> list[str]:
-    """The cells before the scores: rank, label, worst case, utility kept."""
+    """The cells before the scores: rank, label, worst case, utility kept, run time."""
     rank = "" if row.rank is None else str(row.rank)
     return [
         rank,
         f"{row.label}{MARKS.get(row.role, '')}",
         *("–" if share is None else f"{share:.2f}".replace("-0.00", "0.00") for share in (row.worst, row.kept)),
+        "–" if row.seconds is None else f"{row.seconds:.2g}" if row.seconds < 10 else f"{row.seconds:.0f}",
     ]
 
 
-FRONT = ("rank", "row", "worst", "kept")
+FRONT = ("rank", "row", "worst", "kept", "seconds")
 
 
 def _kind(board: Board, column: Column) -> str:
@@ -120,6 +121,11 @@ def notes(board: Board) -> list[str]:
                 "deviations apart, so this is no part of worst."
             )
         lines += [f"No rank: {row.label}, {row.barred}." for row in board.rows if row.barred and _has_values(row)]
+    costs = [f"{row.label} {row.cost:.2g}" for row in board.rows if row.cost is not None and row.role == "method"]
+    if costs:
+        lines.append(
+            f"seconds: run time of the unlearning call, of anchors of a training. As a share of one retraining: {', '.join(costs)}."
+        )
     lines += [f"{name(column)} is not shown: {reason}" for column, reason in board.absent.items()]
     missing: dict[str, list[str]] = {}
     for row in board.rows:
@@ -306,7 +312,7 @@ def latex(found: Sequence[Board]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------- data
 
 _OF_BOARD = ("suite", "scenario", "request", "step")
-_OF_ROW = ("label", "role", "rank", "worst", "kept")
+_OF_ROW = ("label", "role", "rank", "worst", "kept", "seconds", "cost")
 FIELDS = (
     *(*_OF_BOARD, "row", *_OF_ROW[1:], "column", "level", "side", "direction", "value", "low", "high", "covers"),
     *("gap", "gap_low", "gap_high", "tie", "anchored", "seeds", "reason"),

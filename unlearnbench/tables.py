@@ -60,6 +60,10 @@ class Row:
     """The largest anchored score over the columns that judge: 0 is the oracle, 1 the original. None where one of them is missing."""
     kept: float | None = None
     """Utility as a share of the standard oracles', the smallest over the utility columns. None where one of them is missing."""
+    seconds: float | None = None
+    """Run time of the unlearning call, mean over seeds; of an anchor, of its training. It differs between two runs of the same thing."""
+    cost: float | None = None
+    """That run time as a share of one retraining's; None for anchors."""
     rank: int | None = None
     barred: str | None = None
     """Why a method has no rank."""
@@ -224,7 +228,9 @@ def _row(
             barred = "a utility score is missing"
         elif kept is not None and kept < UTILITY_GATE:
             barred = f"keeps {kept:.2f} of the utility, less than {UTILITY_GATE:g}"
-    return Row(label=label, role=role, scores=scores, worst=worst, kept=kept, barred=barred)
+    seconds = _mean([found for record in records if (found := record.volatile.get("seconds", {}).get("model")) is not None])
+    cost = _mean([found for record in records if (found := record.volatile.get("share_of_retraining")) is not None])
+    return Row(label=label, role=role, scores=scores, worst=worst, kept=kept, seconds=seconds, cost=cost, barred=barred)
 
 
 def _keeps(board: Board, column: Column, standard: Sequence[Record]) -> bool:
