@@ -142,7 +142,7 @@ class KlomFloor(_OfMargins):
 
     @property
     def banks(self) -> tuple[Bank, ...]:
-        """Twice as many oracles as KLOM has on a side; KLOM's own are among them."""
+        """Twice as many oracles as KLOM has on a side; KLOM's own, and those that are held out against them."""
         return (Bank(role="oracle", n=2 * self.n),)
 
     def measure(self, evidence: Evidence, audit: Audit) -> Estimate:

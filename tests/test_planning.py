@@ -10,7 +10,7 @@ import pytest
 
 from unlearnbench.config import Suite, load_suite
 from unlearnbench.contracts import tiny_vision
-from unlearnbench.planning import BANK_SEED, HELD_OUT_SEED, ORACLE_SEED, trials_of
+from unlearnbench.planning import BANK_SEED, ORACLE_SEED, trials_of
 from unlearnbench.trial import Settings, Source, Trained, Trial, Unlearned, population_key, source_key
 
 PLUGINS = Path(__file__).parent / "fixtures" / "runner_plugins.py"
@@ -147,7 +147,7 @@ def test_banks_hold_what_their_role_says(tmp_path: Path) -> None:
         assert plans(trial.banks["oracle"]) == oracles
     # What unlearning would give of an anchor is the anchor itself.
     assert plans(original.banks["unlearned"]) == originals
-    assert plans(oracle.banks["unlearned"]) == [("oracle", forget, HELD_OUT_SEED), ("oracle", forget, HELD_OUT_SEED + 1)]
+    assert plans(oracle.banks["unlearned"]) == [("oracle", forget, BANK_SEED + 2), ("oracle", forget, BANK_SEED + 3)]
     assert plans(original.banks["unlearned_elsewhere"]) == originals
     assert plans(original.banks["oracle_unlearned_elsewhere"]) == oracles
     for role, before in (("unlearned", originals), ("unlearned_elsewhere", originals), ("oracle_unlearned_elsewhere", oracles)):

@@ -26,8 +26,6 @@ from unlearnbench.trial import (
 ORACLE_SEED = 1000
 """Oracles are trained with seeds from here on: an oracle never shares its seed with an original."""
 BANK_SEED = 2000
-HELD_OUT_SEED = 20_000
-"""What stands for the unlearned models of an oracle under test: oracles that are in no other bank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +168,7 @@ def _bank(bank: Bank, anchors: Anchors, place: Place, role: Role, spec: PluginSp
         return trained(start, [(Plan(role="untrained", rows=frozenset()), seed) for seed in range(BANK_SEED, BANK_SEED + bank.n)])
     seeds = range(BANK_SEED, BANK_SEED + bank.n)
     if bank.role == "unlearned" and role == "oracle":
-        seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + bank.n)
+        seeds = range(BANK_SEED + bank.n, BANK_SEED + 2 * bank.n)  # held out of a bank of as many oracles
     originals = trained(start, [(start.open().plan("original"), seed) for seed in seeds], native)
     oracles = trained(place, [(scenario.plan("oracle"), seed) for seed in seeds], native)
     if bank.role == "original" or (role == "original" and bank.role in ("unlearned", "unlearned_elsewhere")):

@@ -155,7 +155,7 @@ class Bank:
     """A population that a membership attack or a metric asks for; no model of it is the model under test or an anchor."""
 
     role: BankRole
-    """unlearned: this method on this request with other seeds; for an oracle, further oracles that are in no other bank;
+    """unlearned: this method on this request with other seeds; for an oracle, those that follow on a bank of as many oracles;
     unlearned_elsewhere: this method on other requests of equal size (`Scenario.shadow_request`), so that the audited forget set is
     still known; oracle_unlearned_elsewhere: the same from oracles, so that it was never known, neither before nor by the method;
     untrained: models that the scenario has built and nobody has trained."""
