@@ -170,7 +170,7 @@ class Cifar100(_Cifar):
         return _pictures10(PUBLISHED10.rows("test", self.cifar10_dir), getattr(TRANSFER[most], name), self.transfer_per_class)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def _pictures10(rows: ImageRows, names: tuple[str, ...], n: int) -> ImageData:
     """The first pictures of some classes of CIFAR-10, standardised like those of CIFAR-100, with CIFAR-10's class numbers."""
     labels = rows.labels["label"].tolist()
