@@ -14,6 +14,10 @@ prompt, where theirs has one for every class. The final layer norm, which their 
 backbone was trained with it. The head goes on from the one that the backbone was trained with. The paper's rate and epochs are meant
 for thousands of steps; a small data set wants more epochs. At test time the whole bank stands in front (their `full_bank`): modes
 that choose prompts by the test image's label are no mechanism that could be deployed.
+
+Measured on the handwritten digits (one seed, rate 0.01, batches of 64): after 50 to 80 epochs the answers for the dropped class are within
+0.03 to 0.05 nats of uniform, from 4; which class is the largest of so flat an answer goes up and down with the epoch, so that accuracy
+lies anywhere from 0.01 to 0.65. Retained classes lose nothing. One image brings the class back.
 """
 
 from __future__ import annotations
