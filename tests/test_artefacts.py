@@ -117,6 +117,11 @@ def test_a_model_that_never_saw_a_forget_set_is_not_given_it_to_retain(trials: d
     assert gone <= set(plain.retain.train.ids)
     assert set(blind.retain.train.ids) == set(plain.retain.train.ids) - gone == set(blind.retain.eval.ids)
     assert blind.forget.train.ids == plain.forget.train.ids
+    (theirs,), (ours,) = (view.subset_models([frozenset(plain.forget.train.ids)]) for view in (plain, blind))
+    assert model_hash(theirs) != model_hash(ours) == model_hash(plain.subset_models([frozenset(plain.forget.train.ids) | gone])[0])
+    key = {"n": 3}
+    assert not plain.shared(key, lambda: {"of": torch.zeros(1)})["of"]
+    assert blind.shared(key, lambda: {"of": torch.ones(1)})["of"]
 
 
 def test_the_cost_of_a_trained_model_is_its_share(trials: dict[str, Trial], workshop: Workshop) -> None:

@@ -125,15 +125,16 @@ class Workshop:
             if listener is not None:
                 listener(label, done, total)
 
+        gone = frozenset[str]() if unseen is None else unseen.open().forget_rows()
+
         def subsets(left_out: Sequence[frozenset[str]]) -> list[nn.Module]:
-            return self._subset_models(place, left_out)
+            return self._subset_models(place, [rows | gone for rows in left_out])
 
         def shared(key: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-            return self._shared(shared_key(place, method, key, self.settings), compute)
+            return self._shared(shared_key(place, method, {"key": dict(key), "unseen": sorted(gone)}, self.settings), compute)
 
         fields = place.open().method_view()
-        if unseen is not None:
-            gone = unseen.open().forget_rows()
+        if gone:
             fields["retain"] = Split(train=_without(fields["retain"].train, gone), eval=_without(fields["retain"].eval, gone))
         return MethodView(**fields, subset_models=subsets, shared=shared, progress=tell)
 
