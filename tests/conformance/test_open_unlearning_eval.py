@@ -114,7 +114,8 @@ def allowed(metric: str, path: tuple[str, ...], value: float, theirs: Mapping[st
         return LOSS / 8 if path[-1] == "agg_value" else LOSS * value / theirs["mia_loss"][path[0]]["value_by_index"][path[2]]["score"]
     if metric == "mia_min_k_plus_plus":
         # Where the model is sure of another token, scores of 15 and more divide by small variances: there single precision moves
-        # theirs and ours by as much, each away from double precision.
+        # theirs and ours by as much, each away from double precision. Their own batches and order of sums bring ours no closer: it is the
+        # last bits of the logits.
         return max(LOWEST, 4e-6 * abs(value))
     if metric == "mia_min_k":
         return LOWEST
