@@ -1,15 +1,16 @@
 """Ensembles: the batched models against separate trainings by `fit`, and what cannot be batched."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from unlearnbench.ensembles import train_ensemble
+from unlearnbench.nets import net, prepare
 from unlearnbench.progress import progress
 from unlearnbench.scenarios.digits_nets import convnet, mlp
 from unlearnbench.training import DivergedError, Hardware, Recipe, batches, fit, hardware, step_count
@@ -49,6 +50,21 @@ def build_vector_net(seed: int) -> nn.Module:
             nn.Flatten(), nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6, momentum=0.3), nn.GELU(), nn.Dropout(0.5),
             nn.Linear(6, 10),
         ).double()  # fmt: skip
+
+
+def build_resnet9(seed: int) -> nn.Module:
+    """A maximum over positions, multiplied features, a head without bias, a first layer that is not trained."""
+    return net("resnet9", classes=10, channels=1, size=8, width=4, seed=seed).double()
+
+
+def build_resnet20(seed: int) -> nn.Module:
+    """Shortcuts that drop pixels and add channels of zeros."""
+    return net("resnet20", classes=10, channels=1, size=8, width=4, depth=1, seed=seed).double()
+
+
+def build_resnet18(seed: int) -> nn.Module:
+    """Shortcuts with a convolution and batch-norm of their own."""
+    return net("resnet18", classes=10, channels=1, size=8, width=4, depth=1, seed=seed).double()
 
 
 def separately(build: Any, recipe: Recipe, targets: Tensor = LABELS) -> list[nn.Module]:
@@ -95,6 +111,29 @@ def test_batched_equals_separate_trainings(build: Any, change: dict[str, Any]) -
 def test_batched_equals_separate_trainings_for_the_other_layers() -> None:
     recipe = Recipe(**{**RECIPE.__dict__, "dropout": False})
     assert_equal(separately(build_vector_net, recipe), together(build_vector_net, recipe))
+
+
+@pytest.mark.parametrize("build", [build_resnet9, build_resnet20, build_resnet18])
+@pytest.mark.parametrize("batch_norm", ["train", "frozen"])
+def test_batched_equals_separate_trainings_of_residual_nets(build: Any, batch_norm: Any) -> None:
+    recipe = Recipe(epochs=2, batch_size=8, lr=0.02, optimizer="sgd", momentum=0.9, weight_decay=0.01, clip=5.0, batch_norm=batch_norm)
+    expected = separately(build, recipe)
+    assert_equal(expected, together(build, recipe))
+    fresh = [build(seed) for seed in SEEDS]
+    assert all((a.head.weight - b.head.weight).abs().max() > 1e-3 for a, b in zip(fresh, expected, strict=True))
+    if build is build_resnet9:
+        assert all(torch.equal(a.whitening.weight, b.whitening.weight) for a, b in zip(fresh, expected, strict=True))
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_models_are_prepared_from_their_own_rows(batched: bool) -> None:
+    models: list[Any] = together(build_resnet9, RECIPE, prepare=prepare, batched=batched)
+    for model, mask, seed in zip(models, MEMBERS, SEEDS, strict=True):
+        alone: Any = build_resnet9(seed)
+        prepare(alone, IMAGES[mask])
+        assert torch.equal(model.whitening.weight, alone.whitening.weight)
+    # Batched, each model went on from its own fixed layer and not from the first one's.
+    assert_equal(together(build_resnet9, RECIPE, prepare=prepare, batched=not batched), models)
 
 
 @pytest.mark.parametrize("by", ["recipe", "hardware"])
@@ -175,13 +214,17 @@ def test_modes_and_progress() -> None:
     assert not any(m.training for model in models for m in model.modules())
 
 
-class Residual(nn.Module):
-    def __init__(self) -> None:
+class Does(nn.Module):
+    """What a function makes of an image and its convolution, in front of a head."""
+
+    def __init__(self, what: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self.layer = nn.Linear(64, 64)
+        self.what, self.layer, self.pool = what, nn.Conv2d(1, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1)
+        self.flatten, self.head = nn.Flatten(), nn.Linear(4, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layer(x)
+        out: Tensor = self.head(self.flatten(self.pool(self.what(x, self.layer(x)))))
+        return out
 
 
 class Tied(nn.Module):
@@ -195,10 +238,47 @@ class Tied(nn.Module):
         return out
 
 
+class Two(nn.Identity):
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda x, y: pad(y * 2.0, (1, 0, 0, 2, 1, 0), value=0.5)[:, :, 1::2, :4] + 1,
+        lambda x, y: torch.add(torch.mul(0.5, y), y + y),
+    ],
+)
+def test_what_a_forward_does_between_its_layers_can_be_stacked(what: Any) -> None:
+    def build(seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = Does(what)
+            model.head = nn.LazyLinear(10)
+            model.double()(IMAGES[:2])
+        return model
+
+    assert_equal(separately(build, RECIPE), together(build, RECIPE))
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Residual(), "no chain of layers"),
+        (Does(lambda x, y: x * y), r"Does does %mul.* cannot be stacked"),
+        (Does(lambda x, y: y - 1.0), "%sub.* cannot be stacked"),
+        (Does(lambda x, y: torch.add(y, y, alpha=2)), "%add.* cannot be stacked"),
+        (Does(lambda x, y: x + y), "sum of different shapes cannot be stacked"),
+        (Does(lambda x, y: y[:, ::2]), "%getitem.* cannot be stacked"),
+        (Does(lambda x, y: y[:, :2, ::2]), "%getitem.* cannot be stacked"),
+        (Does(lambda x, y: y[1:, :, ::2]), "%getitem.* cannot be stacked"),
+        (Does(lambda x, y: y[:, :, 0]), "%getitem.* cannot be stacked"),
+        (Does(lambda x, y: y[0]), "%getitem.* cannot be stacked"),
+        (Does(lambda x, y: pad(y, (1, 1, 1, 1), "reflect")), "%pad.* cannot be stacked"),
+        (Does(lambda x, y: pad(y, (0, 0, 0, 0, 0, 0, 1, 0))), "%pad.* cannot be stacked"),
+        (Does(lambda x, y: y if y.sum() > 0 else x), "cannot be traced, so cannot be stacked"),
+        (Two(), "more than one argument"),
+        (net("vit", classes=10, channels=1, size=8, width=8, depth=1, seed=0), "VisionTransformer cannot be traced, so cannot be stacked"),
         (Tied(), "shares parameters"),
         (nn.Sequential(nn.Dropout(0.5)), "Dropout.* cannot be stacked"),
         (nn.Sequential(nn.BatchNorm1d(64, affine=False)), "BatchNorm1d.* cannot be stacked"),
@@ -207,7 +287,7 @@ class Tied(nn.Module):
 )
 def test_what_cannot_be_stacked_is_refused(model: nn.Module, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        together(lambda _: model, RECIPE)
+        together(lambda _: model.double(), RECIPE)
 
 
 def test_a_batch_of_one_row_is_refused_by_batch_norm() -> None:

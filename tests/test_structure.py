@@ -26,7 +26,7 @@ ROWS = (
     "views scenario api progress files fields registry document config code trial",
     "intervals stats answers token_scores confidence distributions similarity drawing",
     "tensors remote store layers losses unlearning_losses diffusion causal adapters",
-    "recipe training finetuning mechanisms deployed checkpoints attribution ensembles evidence",
+    "recipe training finetuning mechanisms deployed checkpoints attribution stacking ensembles evidence",
     "anchoring membership membership_classifiers populations",
     "nets scenarios",
     "planning artefacts records executors evaluation provenance runner",
