@@ -17,6 +17,7 @@ from unlearnbench.config import load_suite
 from unlearnbench.layers import model_hash
 from unlearnbench.planning import trials_of
 from unlearnbench.store import Store
+from unlearnbench.training import hardware
 from unlearnbench.trial import Place, Settings, Trained, Trial, Unlearned, needs_of
 
 PLUGINS = Path(__file__).parent / "fixtures" / "runner_plugins.py"
@@ -85,6 +86,19 @@ def test_subset_models_are_trained_without_their_rows_and_shared(trials: dict[st
     workshop.unlearned(_unlearned(trials["Subsets/1"]))
     assert len(first) == 1
     assert set(workshop.store.keys("population")) - before == first
+
+
+def test_subset_models_are_grouped_for_the_device_of_the_run(
+    trials: dict[str, Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the caller's context says nothing of the device."""
+    trial = trials["Subsets/0"]
+    monkeypatch.setattr(type(trial.place.open()), "trained_together", property(lambda _: 2 if hardware.get().device == "cuda" else 1))
+    for device, expected in (("cpu", [1, 1, 1]), ("cuda", [2, 2, 1])):
+        workshop, sizes = Workshop(Store(tmp_path), Settings(device=device)), []
+        monkeypatch.setattr(workshop, "model", lambda source, sizes=sizes: sizes.append(len(source.population.runs)))
+        workshop.method_view(trial.place, trial.method).subset_models([frozenset()] * 3)
+        assert sizes == expected
 
 
 def _unlearned(trial: Trial) -> Unlearned:

@@ -20,7 +20,8 @@ from unlearnbench.planning import trials_of
 from unlearnbench.records import Record, read_record
 from unlearnbench.runner import RunSummary, build_graph, run_suite
 from unlearnbench.store import Store
-from unlearnbench.trial import Settings, population_key
+from unlearnbench.training import hardware
+from unlearnbench.trial import Population, Settings, population_key
 
 PLUGINS = Path(__file__).parent / "fixtures" / "runner_plugins.py"
 TRACK = """\
@@ -293,6 +294,18 @@ def test_the_graph_lists_what_is_missing_and_only_that(copied: Path) -> None:
     empty = build_graph(suite, Store(copied / "elsewhere"), settings)
     kinds = [key.partition("/")[0] for key in empty.nodes]
     assert {kind: kinds.count(kind) for kind in kinds} == {"population": 2, "evidence": 10, "unlearned": 6, "trial": 10}
+
+
+def test_populations_are_grouped_for_the_device_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = suite_of(tmp_path)
+    monkeypatch.setattr(type(suite.tracks[0].asked("class3")), "trained_together", property(lambda _: 2 if on("cuda") else 1))
+    for device, expected in (("cpu", [1, 1, 1, 1]), ("cuda", [2, 2])):
+        nodes = build_graph(suite, Store(tmp_path / "store"), Settings(device=device)).nodes.values()
+        assert [len(node.payload.runs) for node in nodes if isinstance(node.payload, Population)] == expected
+
+
+def on(device: str) -> bool:
+    return hardware.get().device == device
 
 
 def test_requests_with_one_original_train_it_once(tmp_path: Path) -> None:

@@ -174,7 +174,8 @@ class Workshop:
 
     def _subset_models(self, place: Place, left_out: Sequence[frozenset[str]]) -> list[nn.Module]:
         runs = [(Plan(role="subset", rows=rows), seed) for seed, rows in enumerate(left_out)]
-        size = place.open().trained_together
+        with self.on_hardware():
+            size = place.open().trained_together
         models: list[nn.Module] = []
         for start in range(0, len(runs), size):
             population = Population(place=place, runs=tuple(runs[start : start + size]))

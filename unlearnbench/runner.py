@@ -86,7 +86,8 @@ class Graph:
 
 def build_graph(suite: Suite, store: Store, settings: Settings) -> Graph:
     """What must be computed, dependencies first. A node that is in the store is not listed, nor is what only it needs."""
-    trials, skipped = trials_of(suite)
+    with Workshop(store, settings).on_hardware():  # how many models are trained together may depend on the device
+        trials, skipped = trials_of(suite)
     graph = Graph(skipped=skipped)
     keys = [trial_key(trial, settings) for trial in trials]
     anchors: dict[AnchorGroup, dict[str, list[str]]] = {}

@@ -48,9 +48,6 @@ class Scenario(Plugin):
     splits: ClassVar[tuple[str, ...]]
     """Names of the splits that can be scored; always "forget", "retain", "holdout" (never trained on, like forget), and others."""
 
-    trained_together: ClassVar[int] = 1
-    """How many models one call of `train` takes: more than one where an ensemble is faster than a loop."""
-
     request: str
     split_seed: int = 0
 
@@ -132,6 +129,14 @@ class Scenario(Plugin):
     @abstractmethod
     def build(self, seed: int) -> nn.Module:
         """An untrained model."""
+
+    @property
+    def trained_together(self) -> int:
+        """How many models one call of `train` takes: more than one where an ensemble is faster than a loop.
+
+        May depend on `hardware`, whose device is part of every key, and on nothing else but the scenario's fields.
+        """
+        return 1
 
     @abstractmethod
     def train(self, plans: Sequence[Plan], seeds: Sequence[int]) -> list[nn.Module]:

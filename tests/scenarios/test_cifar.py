@@ -12,7 +12,7 @@ import torch
 from made_up_pictures import MADE_UP_COUNTS, labels10, picture_settings, pictures, png, write_parquet
 from torch import Tensor
 
-from unlearnbench import registry
+from unlearnbench import ensembles, registry
 from unlearnbench.api import Plan, UserError
 from unlearnbench.nets import ResNet9
 from unlearnbench.scenarios import cifar_files
@@ -20,6 +20,8 @@ from unlearnbench.scenarios.cifar import MEAN10, STD10, Cifar10, Cifar100
 from unlearnbench.scenarios.cifar_classes import CIFAR10, CIFAR100, COARSE, COARSE_OF, SUPERCLASSES, TRANSFER
 from unlearnbench.scenarios.images import ImageData
 from unlearnbench.scenarios.picture_features import nearest
+from unlearnbench.stacking import Stack
+from unlearnbench.training import Hardware, hardware
 
 INSTANCES = ["random1", "random10", "random50", "mislabelled", "coherent", "neighbours", "memorised_high", "memorised_low"]
 SMALL: dict[str, Any] = {"net": "resnet20", "width": 2, "depth": 1, "epochs": 1, "batch_size": 64, "lr": 0.05}
@@ -286,6 +288,40 @@ def test_whitening_sees_the_pictures_of_the_plan_alone(ten: Cifar10) -> None:
             fresh = scenario.train_view(plan).build(1).state_dict()[name]
             torch.testing.assert_close(fresh, expected.state_dict()[name])
     assert any(not torch.equal(original.state_dict()[name], oracle.state_dict()[name]) for name in names)
+
+
+def test_residual_nets_are_stacked_on_a_gpu_and_go_one_by_one_on_a_cpu(ten: Cifar10) -> None:
+    assert (ten.batched, ten.trained_together) == (False, 1)
+    token = hardware.set(Hardware(device="cuda"))
+    try:
+        asked = {name: replace(ten, net=name) for name in ("resnet9", "resnet18", "resnet20", "resnet56", "vit")}
+        assert [scenario.batched for scenario in asked.values()] == [True] * 4 + [False]
+        assert [scenario.trained_together for scenario in asked.values()] == [8] * 4 + [1]
+    finally:
+        hardware.reset(token)
+
+
+def test_stacked_models_are_those_of_the_loop(ten: Cifar10, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of plans with different pictures, each with its own whitening layer."""
+    scenario = replace(ten, net="resnet9", width=4, depth=None, request="class_dog")
+    plans = [scenario.plan("original"), scenario.plan("oracle"), scenario.plan("oracle")]
+    loop = scenario.train(plans, [1, 1, 2])
+    sizes: list[int] = []
+
+    class Counted(Stack):
+        def __init__(self, models: list[Any], recipe: Any) -> None:
+            super().__init__(models, recipe)
+            sizes.append(len(models))
+
+    monkeypatch.setattr(Cifar10, "batched", True)
+    monkeypatch.setattr(ensembles, "Stack", Counted)
+    stacked = scenario.train(plans, [1, 1, 2])
+    assert sum(sizes) == 3
+    assert max(sizes) > 1
+    images = scenario.split("test").images
+    for one, other in zip(loop, stacked, strict=True):
+        torch.testing.assert_close(other.eval()(images), one.eval()(images), rtol=0, atol=1e-3)
+    assert all((one(images) - loop[0](images)).abs().max() > 1e-2 for one in loop[1:])
 
 
 def test_mistakes_are_named(ten: Cifar10, tmp_path: Path) -> None:

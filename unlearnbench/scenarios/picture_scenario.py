@@ -6,9 +6,7 @@ Knows nets, recipes and requests for instances; which files there are and what t
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -94,13 +92,21 @@ class PictureScenario(VisionScenario):
 
     # ---------------------------------------------------------------------------------------------------------------- training
 
-    batched_nets: ClassVar[frozenset[str]] = frozenset()
-    """Nets whose layers can be stacked: none has a chain of layers."""
+    stack: ClassVar[int] = 8
+    """Of the nets as published, 32x32 pixels, eight keep some 10 GiB (ResNet-18) or less for their backward passes."""
 
     @property
     def batched(self) -> bool:
-        """See `VisionScenario.batched`."""
-        return self.net in self.batched_nets
+        """See `VisionScenario.batched`: residual nets, on a GPU, where a step of one narrow net leaves most of the device idle.
+
+        On a CPU the loop is as fast, with the memory of one model (`benchmarks/ensemble.py` measures both).
+        """
+        return self.net != "vit" and hardware.get().device == "cuda"
+
+    @property
+    def trained_together(self) -> int:
+        """See `Scenario.trained_together`: a stack on a GPU; where the loop trains, one, so that the models are shared out to workers."""
+        return self.stack if self.batched else 1
 
     @property
     def classes(self) -> int:
@@ -125,25 +131,17 @@ class PictureScenario(VisionScenario):
         model = net(self.net, classes=self.classes, channels=channels, size=height, width=self.width, depth=self.depth, seed=seed)
         return model.to(hardware.get().device)
 
-    def prepared(self, images: Tensor, seed: int) -> nn.Module:
-        """An untrained model, with what it takes from the pictures ``[n, channels, height, width]`` that it is trained on."""
-        model = self.build(seed)
-        prepare(model, images.to(hardware.get().device))
-        return model
+    def prepare(self, model: nn.Module, images: Tensor) -> None:
+        """See `VisionScenario.prepare`: a ResNet-9's whitening layer."""
+        prepare(model, images)
 
     def train_view(self, plan: Plan) -> TrainView:
-        """See `Scenario.train_view`."""
+        """See `Scenario.train_view`; `build` gives models that are prepared for the plan's images."""
         rows = self.without(plan.rows)
-        return replace(super().train_view(plan), data=both(rows), build=partial(self.prepared, rows.images))
 
-    def train(self, plans: Sequence[Plan], seeds: Sequence[int]) -> list[nn.Module]:
-        """See `Scenario.train`; each model starts from the pictures of its own plan."""
-        alike: dict[frozenset[str], list[int]] = {}
-        for place, plan in enumerate(plans):
-            alike.setdefault(plan.rows, []).append(place)
-        trained: dict[int, nn.Module] = {}
-        for rows, places in alike.items():
-            build = partial(self.prepared, self.without(rows).images)
-            models = self.train_from(build, [plans[place] for place in places], [seeds[place] for place in places])
-            trained.update(zip(places, models, strict=True))
-        return [trained[place] for place in range(len(plans))]
+        def build(seed: int) -> nn.Module:
+            model = self.build(seed)
+            self.prepare(model, rows.images.to(hardware.get().device))
+            return model
+
+        return replace(super().train_view(plan), data=both(rows), build=build)

@@ -198,17 +198,16 @@ class VisionScenario(Scenario):
         """See `Scenario.train_view`."""
         return TrainView(**self._common(), data=both(self.without(plan.rows)), build=self.build)
 
+    def prepare(self, model: nn.Module, images: Tensor) -> None:
+        """Set what a fresh model takes from the images that it will be trained on ``[n, channels, height, width]``; by default nothing."""
+
     def train(self, plans: Sequence[Plan], seeds: Sequence[int]) -> list[nn.Module]:
         """See `Scenario.train`; several models take their steps together where their layers can be stacked."""
-        return self.train_from(self.build, plans, seeds)
-
-    def train_from(self, build: Callable[[int], nn.Module], plans: Sequence[Plan], seeds: Sequence[int]) -> list[nn.Module]:
-        """Trained models that start as `build` makes them of their seeds."""
         device = hardware.get().device
         training = self._data(self.pool().train)
         kept = [set(self.without(plan.rows).ids) for plan in plans]
         return train_ensemble(
-            build,
+            self.build,
             training.images.to(device),
             training.labels.to(device),
             torch.tensor([[row in ids for row in training.ids] for ids in kept], device=device),
@@ -216,6 +215,7 @@ class VisionScenario(Scenario):
             self.recipe,
             batched=self.batched and len(plans) > 1,
             chunk=self.stack,
+            prepare=self.prepare,
             label=f"{', '.join(dict.fromkeys(plan.role for plan in plans))} on {self.request}",
         )
 
