@@ -24,7 +24,7 @@ ENTRY_POINTS = [
 # A module may import those before it; a row is a subject.
 ROWS = (
     "views scenario api progress files fields registry document config code trial",
-    "intervals stats answers token_scores confidence distributions similarity drawing",
+    "intervals stats answers token_scores confidence distributions similarity geometry drawing",
     "tensors remote store layers losses unlearning_losses diffusion causal adapters",
     "recipe training finetuning mechanisms deployed checkpoints attribution stacking ensembles evidence",
     "anchoring membership membership_classifiers populations",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from vision_conformance import Vision
 
+from unlearnbench.geometry import minibatch_cka, procrustes_distance
 from unlearnbench.similarity import (
     centred_gram,
     cka,
@@ -68,12 +69,7 @@ def batches(X: np.ndarray, Y: np.ndarray, size: int) -> Iterator[Pair]:
 
 
 def minibatch(X: np.ndarray, Y: np.ndarray, size: int) -> float:
-    """Sums of unbiased values over batches before the ratio is taken."""
-    sums = np.zeros(3)
-    for A, B in batches(X, Y, size):
-        K, L = centred_gram(A), centred_gram(B)
-        sums += [hsic_1(K, L), hsic_1(K, K), hsic_1(L, L)]
-    return float(sums[0] / np.sqrt(sums[1] * sums[2]))
+    return minibatch_cka(batches(X, Y, size))
 
 
 def batch_average(X: np.ndarray, Y: np.ndarray, size: int) -> float:
@@ -164,6 +160,52 @@ def test_neighbourhoods(vision: Vision) -> None:
             "platonic_unbiased_cka": partial(with_constant, hsic=hsic_1),
         },
         atol=1e-6,
+    )
+
+
+def padded(X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centred, in float64, and as wide as the wider side."""
+    width = max(X.shape[1], Y.shape[1])
+    X, Y = (side.astype(np.float64) - side.astype(np.float64).mean(axis=0) for side in (X, Y))
+    return np.pad(X, ((0, 0), (0, width - X.shape[1]))), np.pad(Y, ((0, 0), (0, width - Y.shape[1])))
+
+
+def half_whitened(X: np.ndarray) -> np.ndarray:
+    """Halfway between the features and the whitened ones, scaled to their variance; eigenvalues are 1e-7 at least."""
+    values, vectors = np.linalg.eigh(X.T @ X)
+    values = np.maximum(values, 1e-7)
+    scales = 0.5 + 0.5 / np.sqrt(values)
+    return X @ (vectors * scales * np.sqrt(values.sum() / (scales**2 * values).sum())) @ vectors.T
+
+
+def angle(X: np.ndarray, Y: np.ndarray, *, whitens: bool) -> float:
+    """Between the two shapes, in radians: their distance is the chord of it."""
+    X, Y = padded(X, Y)
+    if whitens:
+        X, Y = half_whitened(X), half_whitened(Y)
+    return float(np.arccos(1 - procrustes_distance(X, Y) ** 2 / 2))
+
+
+def euclidean(X: np.ndarray, Y: np.ndarray, *, whitens: bool) -> float:
+    """Of features that keep their size, by the law of cosines."""
+    turn = angle(X, Y, whitens=whitens)
+    X, Y = padded(X, Y)
+    if whitens:
+        X, Y = half_whitened(X), half_whitened(Y)
+    a, b = np.linalg.norm(X), np.linalg.norm(Y)
+    return float(np.sqrt(a**2 + b**2 - 2 * a * b * np.cos(turn)))
+
+
+def test_shapes(vision: Vision) -> None:
+    compare(
+        vision,
+        {
+            "netrep_procrustes_angular": partial(angle, whitens=False),
+            "netrep_procrustes_euclidean": partial(euclidean, whitens=False),
+            "netrep_alpha0.5_angular": partial(angle, whitens=True),
+            "netrep_alpha0.5_euclidean": partial(euclidean, whitens=True),
+        },
+        atol=1e-9,
     )
 
 
