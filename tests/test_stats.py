@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from unlearnbench.stats import (
     auc,
+    auc_difference,
     auc_interval,
     harmonic_mean,
     holm,
@@ -295,3 +296,113 @@ def test_auc_interval_at_the_end_counts_clusters() -> None:
 def test_auc_interval_refuses_clusters(clusters: list[int], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         auc_interval([1.0, 2.0, 3.0], [0.0, 1.5], member_clusters=clusters)
+
+
+# ------------------------------------------------------------------------------------------------------- two models, the same rows
+
+Pair = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+
+
+def kernel(one: Pair) -> npt.NDArray[np.float64]:
+    """1 where a member stands above a non-member, 1/2 at a tie [m, n]."""
+    return np.asarray((one[0][:, None] > one[1]) + 0.5 * (one[0][:, None] == one[1]))
+
+
+def two_models(seed: int, clusters: int, rows: int, shift: float) -> tuple[Pair, Pair, list[int]]:
+    """Scores of members and non-members by two models, correlated in clusters and between models; the first has the shift."""
+    draw, groups = np.random.default_rng(seed), np.repeat(np.arange(clusters), rows)
+
+    def side() -> npt.NDArray[np.float64]:
+        common, own = draw.standard_normal((2, clusters)), draw.standard_normal((2, len(groups)))
+        common[1], own[1] = (common[0] + common[1]) / np.sqrt(2), (own[0] + own[1]) / np.sqrt(2)
+        return np.asarray(np.sqrt(0.3) * common[:, groups] + np.sqrt(0.7) * own)
+
+    members, others = side(), side()
+    return (members[0] + shift, others[0]), (members[1], others[1]), groups.tolist()
+
+
+def bootstrapped(a: Pair, b: Pair, groups: list[int], draws: int) -> npt.NDArray[np.float64]:
+    """Differences of the AUCs over clusters of equal size drawn anew on both sides."""
+    count = max(groups) + 1
+    blocks = (kernel(a) - kernel(b)).reshape(count, len(groups) // count, count, len(groups) // count).mean(axis=(1, 3))
+    draw = np.random.default_rng(0)
+    ours, theirs = (draw.multinomial(count, np.full(count, 1 / count), draws) / count for _ in range(2))
+    return np.asarray(((ours @ blocks) * theirs).sum(axis=1))
+
+
+@given(SCORES, SCORES, st.randoms())
+def test_auc_difference_is_that_of_the_aucs_and_mirrors(members: list[float], nonmembers: list[float], random: Any) -> None:
+    a = [*members, 0.0], [*nonmembers, 0.0]
+    b = tuple(random.sample(side, len(side)) for side in a)
+    found, mirrored = auc_difference(a, b), auc_difference(b, a)  # type: ignore[arg-type]
+    assert found.difference == pytest.approx(auc(*a) - auc(*b), abs=1e-12)
+    assert found.interval.low <= found.difference + 1e-12
+    assert found.interval.high >= found.difference - 1e-12
+    assert mirrored.difference == pytest.approx(-found.difference)
+    assert (-mirrored.interval.high, -mirrored.interval.low) == pytest.approx((found.interval.low, found.interval.high))
+    assert mirrored.p == pytest.approx(found.p)
+    if found.difference:
+        assert (found.p < 0.05) != (found.interval.low <= 0 <= found.interval.high)
+
+
+def test_auc_difference_by_hand() -> None:
+    # 7/32 in the mean of the members' placements as of the others'.
+    found = auc_difference(([3, 4, 5, 6], [1, 2, 3.5, 2.5]), ([3, 1, 5, 6], [1, 2, 3.5, 2.5]))
+    ours, theirs = np.array([0, 7 / 8, 0, 0]), np.array([1 / 8, 1 / 4, 1 / 4, 1 / 4])
+    one, other = ours.var(ddof=1) / 4, theirs.var(ddof=1) / 4
+    freedom = (one + other) ** 2 / (one**2 / 3 + other**2 / 3)
+    half = t.ppf(0.975, freedom) * math.sqrt(one + other)
+    assert found.difference == 7 / 32
+    assert tuple(found.interval) == pytest.approx((7 / 32 - half, 7 / 32 + half, "items"))
+    assert found.p == pytest.approx(2 * t.sf(7 / 32 / math.sqrt(one + other), freedom))
+
+
+def test_auc_difference_agrees_with_a_bootstrap_of_many_clusters() -> None:
+    a, b, groups = two_models(0, 80, 5, 0.5)
+    found = auc_difference(a, b, member_clusters=groups, nonmember_clusters=groups)
+    low, high = np.quantile(bootstrapped(a, b, groups, 4000), [0.025, 0.975])
+    assert (found.interval.low, found.interval.high) == pytest.approx((low, high), abs=0.1 * (high - low))
+    assert found.interval.covers == "clusters"
+    # Rows by themselves and models apart have other spreads.
+    width = high - low
+    alone = auc_difference(a, b).interval
+    apart = np.hypot(*(np.ptp(auc_interval(*one, member_clusters=groups, nonmember_clusters=groups)[:2]) for one in (a, b)))
+    assert alone.high - alone.low < 0.85 * width
+    assert apart > 1.2 * width
+
+
+def test_auc_difference_covers_with_few_clusters_where_a_bootstrap_does_not() -> None:
+    truth, hits = float(norm.cdf(0.5 / np.sqrt(2))) - 0.5, np.zeros(2)
+    for seed in range(300):
+        a, b, groups = two_models(seed, 4, 10, 0.5)
+        found = auc_difference(a, b, member_clusters=groups, nonmember_clusters=groups).interval
+        low, high = np.quantile(bootstrapped(a, b, groups, 300), [0.025, 0.975])
+        hits += found.low <= truth <= found.high, low <= truth <= high
+    assert hits[0] / 300 > 0.92
+    assert hits[1] / 300 < 0.88
+
+
+def test_auc_difference_without_variance() -> None:
+    same = ([1.0, 2.0, 3.0], [0.0, 1.5])
+    found = auc_difference(same, same)
+    assert (found.difference, found.interval.low, found.interval.high, found.p) == (0, 0, 0, 1)
+    # Both tell all rows apart: another pair may still be told apart by one alone.
+    high, higher, low = np.arange(10.0) + 100, np.arange(10.0) + 200, np.arange(20.0)
+    far = binomtest(0, 10).proportion_ci(method="exact").high
+    found = auc_difference((high, low), (higher, low))
+    assert tuple(found.interval)[:2] == pytest.approx((-far, far))
+    assert found.p == 1
+    # One tells all apart and the other all the wrong way round.
+    found = auc_difference((high, low), (low[:10], np.arange(20.0) + 100), member_clusters=[0, 0, *range(1, 9)])
+    nine = binomtest(0, 9).proportion_ci(method="exact").high
+    assert tuple(found.interval) == pytest.approx((1 - 2 * nine, 1, "clusters"))
+    assert found.p == pytest.approx(2 * 0.5**9)
+
+
+def test_auc_difference_refuses_other_rows() -> None:
+    with pytest.raises(ValueError, match="a has 2 members and 3 non-members, b 3 and 3; both need the same rows"):
+        auc_difference(([1, 2], [1, 2, 3]), ([1, 2, 3], [1, 2, 3]))
+    with pytest.raises(ValueError, match="members lie in 1 cluster"):
+        auc_difference(([1, 2], [1, 2]), ([1, 2], [1, 2]), member_clusters=[0, 0])
+    with pytest.raises(ValueError, match="level"):
+        auc_difference(([1, 2], [1, 2]), ([1, 2], [1, 2]), level=1.0)
