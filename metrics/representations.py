@@ -96,11 +96,6 @@ class _Compared(_OfFeatures):
         """Whether more of it means nearer."""
         return True
 
-    @property
-    def _least(self) -> int:
-        """Number of rows that it takes."""
-        return 3
-
     @abstractmethod
     def _compare(self, ours: Floats, theirs: Floats) -> float:
         """The number of two models' features of the same rows."""
@@ -112,7 +107,7 @@ class _Compared(_OfFeatures):
             NotMeasurable: the split has too few rows, or an original is compared with itself, the only one.
             ValueError: features that cannot be compared; or there is no oracle, or another's evidence lacks a row.
         """
-        ours, others = self._features(evidence, audit, self.reference, self._least)
+        ours, others = self._features(evidence, audit, self.reference, 3)
         return float(np.mean([self._compare(ours, theirs) for theirs in others]))
 
 
@@ -123,14 +118,10 @@ class MutualKNN(_Compared):
     bounds = (0.0, 1.0)
 
     k: Annotated[int, Field(ge=1)] = 10
-    """Neighbours of a row, itself not among them."""
-
-    @property
-    def _least(self) -> int:
-        return self.k + 1
+    """Neighbours of a row; at most half of the other rows, since of all others every row has the same."""
 
     def _compare(self, ours: Floats, theirs: Floats) -> float:
-        return mutual_neighbours(ours, theirs, self.k)
+        return mutual_neighbours(ours, theirs, min(self.k, (len(ours) - 1) // 2))
 
 
 class Procrustes(_Compared):
