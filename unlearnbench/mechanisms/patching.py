@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn, where
 
 from unlearnbench.api import UserError
-from unlearnbench.layers import blocks
+from unlearnbench.layers import Inserted, blocks
 
 Floats = NDArray[np.floating[Any]]
 Doubles = NDArray[np.float64]
@@ -89,3 +89,55 @@ def patched(model: nn.Module, layer: int, states: Tensor, chosen: Tensor) -> Ite
         yield
     finally:
         handle.remove()
+
+
+def handed_over(model: nn.Module, original: nn.Module) -> Iterator[int]:
+    """Let the original go on from the model's states at ever earlier blocks, by moving its modules into the model's places.
+
+    The model's blocks up to number l, followed by all that the original has behind block l, compute what the original computes with the
+    model's output of block l put in at every position: of answers in the prompts' cache and of generated tokens too.
+
+    Works in place on both. What comes behind the blocks is what is defined behind them, in the module that holds the list and in those
+    around it; what methods inserted there goes, what is inserted around the list itself stays.
+
+    Args:
+        model: gives the states; its modules are replaced from behind.
+        original: of the same architecture, apart from inserted modules and adapters; loses modules to the model.
+
+    Yields:
+        The number of the last block that is still the model's: the last block's first, then down to 0.
+
+    Raises:
+        UserError: the two have other numbers of blocks, or the original lacks a part that the model has.
+        ValueError: a model has no list of blocks.
+    """
+    path, theirs = blocks(model)[0][0].rpartition(".")[0], [block for _, block in blocks(original)]
+    held = model.get_submodule(path)
+    names = [name for name, _ in held.named_children()]
+    if len(names) != len(theirs):
+        raise UserError(f"the model has {len(names)} blocks and the original {len(theirs)}; allowed: as many")
+    for (ours, ours_at), (behind, behind_at) in zip(_around(model), _around(original), strict=False):
+        for name in _after(ours, ours_at):
+            if name not in _after(behind, behind_at):
+                raise UserError(f"the model has a part {name!r} behind its blocks and the original has none")
+            setattr(ours, name, getattr(behind, name))
+    for number in reversed(range(len(names))):
+        if number + 1 < len(names):
+            setattr(held, names[number + 1], theirs[number + 1])
+        yield number
+
+
+def _around(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """The modules that hold the list of blocks, from inside out, each with its child on the way; inserted ones are passed over."""
+    path = blocks(model)[0][0].rpartition(".")[0]
+    while path:
+        path, _, name = path.rpartition(".")
+        module = model.get_submodule(path)
+        if not isinstance(module, Inserted):
+            yield module, name
+
+
+def _after(module: nn.Module, child: str) -> list[str]:
+    """The children that are defined behind one of them."""
+    names = [name for name, _ in module.named_children()]
+    return names[names.index(child) + 1 :]
