@@ -11,6 +11,7 @@ from by_hand import ORACLES, anchors, beside, cell, record
 
 from unlearnbench.formats import as_csv, as_json, gap_text, latex, markdown, notes, p_text, terminal, value_text
 from unlearnbench.intervals import Interval
+from unlearnbench.records import Cell
 from unlearnbench.tables import Board, Score, boards
 
 SIGNED = {"probability": 1.0, "extraction_strength": 1.0, "relearning:probability": 0.9, "model_utility": 1.0, "perplexity": 0.5}
@@ -217,3 +218,28 @@ def test_run_time_stands_beside_the_scores(seconds: tuple[float, float], shown: 
     assert next(row for row in board.rows if row.label == "original").seconds is None
     data = json.loads(as_json([board]))[0]["rows"]
     assert [item["seconds"] for item in data if item["label"] == "npo"] == [row.seconds]
+
+
+def test_diagnostics_have_a_table_of_their_own_and_judge_nobody() -> None:
+    def cka(value: float) -> Cell:
+        return cell("cka", value, side="diagnostic", headline=False, level="T0")
+
+    plain = [{"probability": value, "model_utility": 1.0} for value in (1.0, *ORACLES)]
+    first, *rest = [{**values, "cka": cka(0.9)} for values in plain]
+    method = record("npo", 0, {"probability": 0.3, "model_utility": 1.0, "cka": cka(0.4)})
+    (board,) = boards(beside(anchors([first] * 2, rest), method, record("grad_diff", 0, {"probability": 0.4, "model_utility": 1.0})))
+    assert board.diagnostics == (("cka", None),)
+    assert not set(board.diagnostics) & set(board.columns)
+    row = next(row for row in board.rows if row.label == "npo")
+    assert (row.diagnostics["cka", None].value, row.diagnostics["cka", None].anchored) == (0.4, None)
+    assert row.worst == pytest.approx(0.125)
+    text = markdown([board])
+    table = text[text.index("Also measured") :].splitlines()
+    assert table[2] == "| row | cka T0 |"
+    assert "| npo | 0.40<br>-0.50 |" in table
+    assert not [line for line in table if line.startswith("| grad_diff |")]
+    flat = pd.read_csv(io.StringIO(as_csv([board])))
+    assert flat[flat.column == "cka"].set_index("row").value["npo"] == 0.4
+    read = {row["label"]: row["diagnostics"]["cka"] for row in json.loads(as_json([board]))[0]["rows"]}
+    assert (read["npo"]["value"], read["grad_diff"]["reason"]) == (0.4, "not measured")
+    assert "Also measured" not in markdown([board_of()])

@@ -118,7 +118,8 @@ def _left(values: Mapping[str, Known], records: Sequence[Record], label: str, cl
 
     def mean(metric: str, wanted: Any) -> float:
         chosen = [values[r.key].get(metric, {}) for r in records if r.trial.step == step and wanted(r.trial)]
-        return float(np.mean([found[cluster] for found in chosen for cluster in clusters])) if chosen and all(chosen) else math.nan
+        found = [known[cluster] for known in chosen for cluster in clusters] if all(chosen) else []
+        return float(np.mean(found)) if found else math.nan
 
     shares = []
     for metric in sorted({metric for known in values.values() for metric in known}):

@@ -230,7 +230,7 @@ def markdown(found: Sequence[Board]) -> str:
         parts += [f"# {suite}", "", "Generated from the records in this folder; do not edit.", ""]
         for board in group:
             parts += [f"## {board.title}", "", f"{board.description[:1].upper()}{board.description[1:]}.", ""]
-            parts += [*markdown_table(board), "", *(f"- {line}" for line in notes(board)), "", *_compared(board)]
+            parts += [*markdown_table(board), "", *(f"- {line}" for line in notes(board)), "", *_also(board), *_compared(board)]
     return "\n".join(parts)
 
 
@@ -238,6 +238,16 @@ def markdown_table(board: Board) -> list[str]:
     """The lines of one board's Markdown table."""
     heads = [*FRONT, *(f"{name(column)} {_kind(board, column)}" for column in board.columns)]
     return _pipes(heads, [[*_front(row), *(_both(row.scores[column]) for column in board.columns)] for row in board.rows])
+
+
+def _also(board: Board) -> list[str]:
+    """The diagnostics of a board: a line for each row that has any."""
+    rows = [row for row in board.rows if any(score.value is not None for score in row.diagnostics.values())]
+    if not rows:
+        return []
+    heads = ["row", *(f"{name(column)} {board.facts[column].level}" for column in board.diagnostics)]
+    lines = [[_front(row)[1], *(_both(row.diagnostics[column]) for column in board.diagnostics)] for row in rows]
+    return ["Also measured, and part of no rank:", "", *_pipes(heads, lines), ""]
 
 
 def _pipes(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
@@ -325,12 +335,12 @@ def as_csv(found: Sequence[Board]) -> str:
     writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
     writer.writeheader()
     for board in found:
-        writer.writerows(_flat(board, row, column) for row in board.rows for column in board.columns)
+        writer.writerows(_flat(board, row, column) for row in board.rows for column in (*board.columns, *board.diagnostics))
     return text.getvalue()
 
 
 def _flat(board: Board, row: Row, column: Column) -> dict[str, Any]:
-    score, fact = row.scores[column], board.facts[column]
+    score, fact = (row.scores | row.diagnostics)[column], board.facts[column]
     plain: dict[str, Any] = {key: getattr(board, key) for key in _OF_BOARD}
     plain |= {"row": row.label} | {key: getattr(row, key) for key in _OF_ROW[1:]}
     plain |= {"column": name(column), "level": fact.level, "side": fact.side, "direction": fact.direction}
@@ -358,6 +368,7 @@ def _plain_board(board: Board) -> dict[str, Any]:
             {
                 **{key: getattr(row, key) for key in (*_OF_ROW, "barred")},
                 "scores": {name(column): _plain(row.scores[column]) for column in board.columns},
+                "diagnostics": {name(column): _plain(row.diagnostics[column]) for column in board.diagnostics},
             }
             for row in board.rows
         ],

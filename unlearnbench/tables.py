@@ -56,6 +56,7 @@ class Row:
     label: str
     role: str
     scores: dict[Column, Score]
+    diagnostics: dict[Column, Score]
     worst: float | None = None
     """The largest anchored score over the columns that judge: 0 is the oracle, 1 the original. None where one of them is missing."""
     kept: float | None = None
@@ -81,6 +82,8 @@ class Board:
     signal: bool
     headline: tuple[Column, ...]
     utility: tuple[Column, ...]
+    diagnostics: tuple[Column, ...]
+    """What is measured of the models as they are and judges nobody."""
     rows: tuple[Row, ...]
     facts: dict[Column, Cell]
     """One cell of each column, for its direction, bounds and level."""
@@ -131,6 +134,7 @@ def _board(records: list[Record]) -> Board:
     )
     facts, absent = _facts(records)
     headline = tuple(column for column, cell in facts.items() if cell.headline and cell.side == "forget")
+    utility = tuple(column for column, cell in facts.items() if cell.side == "utility" and column[1] is None)
     board = Board(
         suite=first.suite,
         scenario=first.scenario,
@@ -139,7 +143,8 @@ def _board(records: list[Record]) -> Board:
         step=first.step,
         signal=first.signal,
         headline=headline,
-        utility=tuple(column for column, cell in facts.items() if cell.side == "utility" and column[1] is None),
+        utility=utility,
+        diagnostics=tuple(column for column in facts if column[1] is None and column not in (*headline, *utility)),
         rows=(),
         facts=facts,
         oracles=len(oracles),
@@ -207,6 +212,7 @@ def _row(
     # The pool is not judged against itself.
     ties = board.claims_ties and role != "oracle"
     scores = {column: score(column, records, originals, oracles, ties) for column in board.columns}
+    diagnostics = {column: score(column, records, originals, oracles, ties) for column in board.diagnostics}
     judging = [column for column in board.headline if _told_apart(column, originals, oracles)] if board.signal else []
     anchored = [scores[column].anchored for column in judging]
     shares = [_share(board, column, scores[column], standard) for column in board.utility if _keeps(board, column, standard)]
@@ -230,7 +236,8 @@ def _row(
             barred = f"keeps {kept:.2f} of the utility, less than {UTILITY_GATE:g}"
     seconds = _mean([found for record in records if (found := record.volatile.get("seconds", {}).get("model")) is not None])
     cost = _mean([found for record in records if (found := record.volatile.get("share_of_retraining")) is not None])
-    return Row(label=label, role=role, scores=scores, worst=worst, kept=kept, seconds=seconds, cost=cost, barred=barred)
+    shown = Row(label=label, role=role, scores=scores, diagnostics=diagnostics)
+    return replace(shown, worst=worst, kept=kept, seconds=seconds, cost=cost, barred=barred)
 
 
 def _keeps(board: Board, column: Column, standard: Sequence[Record]) -> bool:
