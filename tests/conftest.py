@@ -13,6 +13,8 @@ import pytest
 
 # Before anything imports torch; a conftest that imported it would slow every test that needs none.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Tests need no network: what is not there is said at once, without a minute of attempts to reach the hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 DEFAULT = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

@@ -92,7 +92,8 @@ def test_a_steered_checkpoint_is_scored_as_deployed(place: Path, tmp_path: Path)
 
 def test_bad_input_is_one_line_and_leaves_nothing(place: Path, tmp_path: Path) -> None:
     for message, *arguments in (
-        ("is no attack; there are:", "--attacks", "lira"),
+        ("is no attack; there are:", "--attacks", "liar"),
+        ("compares with many models", "--attacks", "lira"),
         ("give its folder as --reference-model", "--attacks", "reference_attack"),
         ("is read with --profile open-unlearning", "--oracle-log", "x.json"),
         ("has no request 'forget02'", "--forget", "forget02"),

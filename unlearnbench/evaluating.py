@@ -148,6 +148,8 @@ def _attacks(checkpoint: Checkpoint, scenario: Scenario) -> tuple[PluginSpec, ..
             raise UserError(f"--attacks {name!r} is no attack; there are: {', '.join(known)}")
         if name == "reference_attack" and checkpoint.reference is None:
             raise UserError("--attacks reference_attack compares with another model: give its folder as --reference-model")
+        if name != "reference_attack" and getattr(registry.make("attacks", name, {}), "banks", ()):
+            raise UserError(f"--attacks {name} compares with many models, retrained and unlearned, and there is one checkpoint; run a suite")
     made = [(name, registry.make("attacks", name, {})) for name in names]
     return tuple(_spec("attacks", name, attack) for name, attack in made if checkpoint.attacks or attack.supports(scenario) is None)
 
