@@ -103,6 +103,17 @@ def test_notes_of_boards_that_claim_less() -> None:
     assert "accuracy is not shown: N/A: no classes" in text
 
 
+def test_notes_say_where_rows_alone_tell_forget_from_holdout() -> None:
+    for low, said in ((0.52, True), (0.5, False)):
+        blind = cell("blind_baseline", 0.6, side="diagnostic", headline=False, interval=(low, 0.71), covers="clusters")
+        seen = anchors([{"probability": 1.0, "blind_baseline": blind}] * 2)
+        (board,) = boards(beside(seen, record("npo", 0, {"probability": 0.3, "blind_baseline": blind})))
+        text = "\n".join(notes(board))
+        assert ("blind_baseline, which sees no model, tells them apart with an AUC of 0.60 (0.52 to 0.71)." in text) == said
+        assert ("differ in kind" in text) == said
+        assert ("blind_baseline", None) not in board.columns
+
+
 def test_markdown_has_a_table_for_each_board_and_one_of_comparisons() -> None:
     text = markdown([board_of(), board_of(request="forget5"), board_of(suite="other")])
     assert [line for line in text.splitlines() if line.startswith("#")] == [

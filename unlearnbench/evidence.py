@@ -91,6 +91,8 @@ class Evidence:
         A gradient norm (width 1) is the mean over parameter tensors of the L2 norm of the gradient of a row's mean negative
         log-likelihood per answer token, taken row by row in eval mode.
 
+        Pixels are the row's own image, whatever the model: its channels, each averaged over a grid of at most 8 x 8 cells.
+
         A classifier's logits and features are those of the row's image. For a denoising model each row stands for one sample of the
         row's class, from noise that the row's identity decides: logits and features are what a fixed judge makes of the samples,
         image_features what it makes of the rows' own images. denoising_loss (width 1) and unconditional (noise predicted without a

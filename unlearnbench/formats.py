@@ -20,6 +20,8 @@ WORD = 12
 """Words of a column's head share a line up to this width."""
 LABEL = 30
 """Longer labels of rows are broken after a comma or bracket."""
+BLIND: Column = ("blind_baseline", None)
+"""The diagnostic that says whether membership can be told from the rows alone."""
 ARROWS = {"higher": "↑", "lower": "↓"}
 MARKS = {"reference": " (reference)", "sanity": " (sanity)"}
 
@@ -121,6 +123,13 @@ def notes(board: Board) -> list[str]:
                 "deviations apart, so this is no part of worst."
             )
         lines += [f"No rank: {row.label}, {row.barred}." for row in board.rows if row.barred and _has_values(row)]
+    blind = board.facts.get(BLIND)
+    if blind is not None and blind.interval is not None and blind.interval[0] > 0.5:
+        low, high = blind.interval
+        lines.append(
+            f"forget and holdout differ in kind: {name(BLIND)}, which sees no model, tells them apart with an AUC of {blind.value:.2f} "
+            f"({low:.2f} to {high:.2f}). So do membership scores, whatever was forgotten: only their gap to the oracles counts."
+        )
     costs = [f"{row.label} {row.cost:.2g}" for row in board.rows if row.cost is not None and row.role == "method"]
     if costs:
         lines.append(

@@ -133,10 +133,19 @@ class Need:
     """
 
     what: Literal[
-        "tokens", "generation", "text", "gradient_norm", "logits", "features", "image_features", "denoising_loss", "unconditional"
+        "tokens",
+        "generation",
+        "text",
+        "gradient_norm",
+        "logits",
+        "features",
+        "pixels",
+        "image_features",
+        "denoising_loss",
+        "unconditional",
     ]
-    """tokens: statistics of the tokens of answers; text: the reference answers alone; gradient_norm, and what a denoising model gives
-    beside logits and features (the last three): see `Evidence.array`."""
+    """tokens: statistics of the tokens of answers; text: the reference answers alone; gradient_norm, pixels, and what a denoising model
+    gives beside logits and features (the last three): see `Evidence.array`."""
     split: str
     question: Literal["question", "paraphrased_question"] = "question"
     answer: Literal["answer", "paraphrased_answer", "perturbed_answer"] = "answer"

@@ -55,6 +55,7 @@ def test_each_row_is_judged_by_a_sample_of_its_class_from_noise_of_its_own() -> 
     np.testing.assert_allclose(read("logits", data), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(read("features", data), drawn.flatten(1), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(read("image_features", data), data.images.flatten(1))
+    np.testing.assert_array_equal(read("pixels", data), data.images.flatten(1))
 
 
 @pytest.mark.parametrize("what", ["logits", "features", "denoising_loss", "unconditional"])

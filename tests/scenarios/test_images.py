@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unlearnbench.api import Intervention, Need, UserError
 from unlearnbench.layers import Inserted, insert, last_linear
-from unlearnbench.scenarios.images import ImageData, image_evidence, image_loss
+from unlearnbench.scenarios.images import ImageData, coarse_pixels, image_evidence, image_loss
 
 
 class Net(nn.Module):
@@ -78,6 +78,18 @@ def test_no_image_is_forwarded_twice(splits: dict[str, ImageData]) -> None:
     needs = frozenset(need for name in splits for need in (logits(name), features(name), features(name, 0)))
     image_evidence(net, splits, needs, batch_size=3)
     assert len(net.seen) == len(set(net.seen)) == 10
+
+
+def test_pixels_are_cell_means_of_the_rows_and_take_no_forward_pass(splits: dict[str, ImageData]) -> None:
+    net, need = Net(), Need(what="pixels", split="c")
+    found = image_evidence(net, splits, frozenset({need, logits("a")})).array(need)
+    np.testing.assert_array_equal(found, splits["c"].images.flatten(1))
+    assert len(net.seen) == 3
+    large = torch.arange(2 * 3 * 16 * 24, dtype=torch.float32).reshape(2, 3, 16, 24)
+    cells = large.numpy().reshape(2, 3, 8, 2, 8, 3).mean(axis=(3, 5))
+    found = coarse_pixels(ImageData(large, torch.zeros(2, dtype=torch.int64), ["a", "b"]))
+    np.testing.assert_allclose(found, cells.reshape(2, -1), rtol=1e-6)
+    assert found.dtype == np.float32
 
 
 def test_splits_that_no_need_names_are_not_forwarded(splits: dict[str, ImageData]) -> None:

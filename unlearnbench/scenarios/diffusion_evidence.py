@@ -20,13 +20,14 @@ from unlearnbench.api import Need, UserError
 from unlearnbench.diffusion import denoising_errors, noised, samples, unlabelled
 from unlearnbench.evidence import Evidence
 from unlearnbench.layers import evaluating
-from unlearnbench.scenarios.images import ImageData, image_evidence
+from unlearnbench.scenarios.images import ImageData, coarse_pixels, image_evidence
 
 LOSS_TIMES = 10
 """Timesteps, evenly spread, over which the loss of a row is averaged."""
 DRIFT_TIMES = 4
 """Timesteps, evenly spread, at which the unconditional prediction is read."""
 JUDGED = ("logits", "features")
+GIVEN = (*JUDGED, "pixels", "image_features", "denoising_loss", "unconditional")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +89,8 @@ def diffusion_evidence(
         if need.split not in splits or not len(splits[need.split]):
             filled = sorted(name for name, data in splits.items() if len(data))
             raise UserError(f"split {need.split!r} has no rows to score; with rows: {', '.join(filled)}")
-        if need.what not in (*JUDGED, "image_features", "denoising_loss", "unconditional"):
-            raise UserError(
-                f"a denoising model has no {need.what}; it gives: {', '.join(JUDGED)}, image_features, denoising_loss, unconditional"
-            )
+        if need.what not in GIVEN:
+            raise UserError(f"a denoising model has no {need.what}; it gives: {', '.join(GIVEN)}")
         if need.intervention is not None:
             raise UserError(
                 f"interventions are for causal language models; {type(need.intervention).__name__} was asked of a denoising model"
@@ -105,6 +104,8 @@ def diffusion_evidence(
     for need in needs:
         if need.what == "denoising_loss":
             arrays[need] = _losses(model, splits[need.split], sampler.batch_size)
+        elif need.what == "pixels":
+            arrays[need] = coarse_pixels(splits[need.split])
         elif need.what == "unconditional":
             arrays[need] = _unconditional(model, splits[need.split], sampler.batch_size)
     return Evidence(

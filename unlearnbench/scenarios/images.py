@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
 
 from unlearnbench.api import Batch, Data, Need, UserError
 from unlearnbench.evidence import Evidence
@@ -23,6 +23,8 @@ Floats = NDArray[np.floating[Any]]
 
 PENULTIMATE = -1
 """`Need.layer` of the last linear layer's input; other numbers count the model's blocks."""
+GRID = 8
+"""Cells a side to which pixels are averaged: evidence is kept for every model, and pixels are the same for all."""
 
 
 class ImageData(Data):
@@ -69,8 +71,8 @@ def image_evidence(model: nn.Module, splits: Mapping[str, ImageData], needs: fro
     Args:
         model: a classifier, images to logits, where it is (device) and as it is (dtype); unchanged afterwards.
         splits: the rows of every split that a need names; an image with one identity in two splits is forwarded once.
-        needs: logits, and features: layer -1 is the input of the last linear layer, other layers are blocks' outputs, averaged
-            over positions (``[B, channels, height, width]``) or tokens (``[B, tokens, width]``).
+        needs: logits, `coarse_pixels`, and features: layer -1 is the input of the last linear layer, other layers are blocks' outputs,
+            averaged over positions (``[B, channels, height, width]``) or tokens (``[B, tokens, width]``).
         batch_size: images per forward pass.
 
     Returns:
@@ -84,12 +86,13 @@ def image_evidence(model: nn.Module, splits: Mapping[str, ImageData], needs: fro
         if need.split not in splits or not len(splits[need.split]):
             filled = sorted(name for name, data in splits.items() if len(data))
             raise UserError(f"split {need.split!r} has no rows to score; with rows: {', '.join(filled)}")
-        if need.what not in ("logits", "features"):
-            raise UserError(f"a classifier of images has no {need.what}; it gives: logits, features")
-    arrays: dict[Need, Floats] = {}
+        if need.what not in ("logits", "features", "pixels"):
+            raise UserError(f"a classifier of images has no {need.what}; it gives: logits, features, pixels")
+    arrays = {need: coarse_pixels(splits[need.split]) for need in wanted if need.what == "pixels"}
+    passed = [need for need in wanted if need.what != "pixels"]
     with torch.no_grad(), evaluating(model):
-        for intervention in dict.fromkeys(need.intervention for need in wanted):
-            group = [need for need in wanted if need.intervention == intervention]
+        for intervention in dict.fromkeys(need.intervention for need in passed):
+            group = [need for need in passed if need.intervention == intervention]
             images: dict[str, Tensor] = {}
             for name in dict.fromkeys(need.split for need in group):
                 images.update(zip(splits[name].ids, splits[name].images, strict=True))
@@ -108,6 +111,12 @@ def image_evidence(model: nn.Module, splits: Mapping[str, ImageData], needs: fro
         arrays=arrays,
         labels={name: data.labels.numpy().astype(np.int64) for name, data in splits.items()},
     )
+
+
+def coarse_pixels(data: ImageData) -> Floats:
+    """The images, each channel averaged over a grid of at most 8 x 8 cells, float32 ``[n, channels * cells]``."""
+    height, width = (min(GRID, side) for side in data.images.shape[2:])
+    return np.asarray(adaptive_avg_pool2d(data.images, (height, width)).flatten(1).to(torch.float32).numpy())
 
 
 def _forward(model: nn.Module, images: Sequence[Tensor], layers: Sequence[int], batch_size: int) -> tuple[Floats, dict[int, Floats]]:
