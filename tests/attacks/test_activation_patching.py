@@ -1,30 +1,48 @@
 """The original goes on from another model's states: the same numbers as when hooks exchange the states, and the anchors' known answers."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from unlearnbench.api import AttackView, NotMeasurable, Threat, UserError
+from unlearnbench.api import AttackView, Need, NotMeasurable, Threat, UserError
 from unlearnbench.attacks.activation_patching import ActivationPatching
+from unlearnbench.contracts.checks import trained
+from unlearnbench.contracts.models import VIEW_FIELDS
 from unlearnbench.layers import Inserted, captured, insert, inserted, model_hash
 from unlearnbench.mechanisms.patching import patched
 from unlearnbench.nets.resnets import thin_resnet
 from unlearnbench.nets.vit import VisionTransformer
-from unlearnbench.testing import tiny_language_model
+from unlearnbench.testing import TinyLanguage, tiny_language_model
 
 IDS = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 10, 11, 12]])
 
 
-class View(AttackView):
-    """The original, and nothing else."""
+class Rows:
+    """So many rows."""
 
-    def __init__(self, original: nn.Module) -> None:
-        object.__setattr__(self, "parts", {"original": original})
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def batch(self, index: Sequence[int]) -> dict[str, Any]:
+        return {"rows": torch.tensor(list(index))}
+
+
+class View(AttackView):
+    """The original, and retained rows with the losses that each model has, one call after the other."""
+
+    def __init__(self, original: nn.Module, rows: int = 3, losses: Sequence[float] = ()) -> None:
+        coming = iter(losses)
+        object.__setattr__(self, "parts", {"original": original, "retain": SimpleNamespace(eval=Rows(rows))})
+        object.__setattr__(self, "loss", lambda model, batch: torch.full((len(batch["rows"]),), next(coming, 0.0)))
 
 
 def language(model: nn.Module) -> Tensor:
@@ -152,6 +170,58 @@ def test_models_that_cannot_be_patched() -> None:
         list(attack.stages(resnet(0), View(beheaded), seed=0))
 
 
+def test_retained_rows_must_survive_the_patching() -> None:
+    model, original = transformer(1), transformer(2)
+    own, blocks = 0.3, 3
+
+    def stages(attack: ActivationPatching, *lost: float, rows: int = 3) -> int:
+        losses = [own, *(own + more for more in lost)]
+        return len(list(attack.stages(copy.deepcopy(model), View(copy.deepcopy(original), rows, losses), seed=0)))
+
+    attack = ActivationPatching()
+    assert stages(attack, 0.0, 0.9, -5.0) == blocks + 1
+    assert stages(ActivationPatching(tolerance=2.0), 0.0, 1.5, 0.0) == blocks + 1
+    with pytest.raises(NotMeasurable, match=r"states at block 1: retained rows lose 1\.50 nats by it, more than 1;"):
+        stages(attack, 0.0, 1.5, 0.0)
+    with pytest.raises(NotMeasurable, match="states at block 0: retained rows lose nan"):
+        stages(attack, 0.0, 0.0, float("nan"))
+    with pytest.raises(UserError, match="no retained rows"):
+        stages(attack, rows=0)
+
+
+def test_the_control_takes_so_many_rows() -> None:
+    seen = []
+    view = View(transformer(2), rows=10)
+    object.__setattr__(view, "loss", lambda model, batch: seen.append(batch["rows"].tolist()) or torch.zeros(1))
+    next(ActivationPatching(control_rows=4).stages(transformer(1), view, seed=0))
+    assert seen == [[0, 1, 2, 3]] * 4
+
+
+def test_another_training_is_not_called_erased() -> None:
+    """Which of two trainings it comes from decides whether the original can read a model, not what the model knows."""
+    scenario = TinyLanguage(request="authors")
+    need = Need(what="tokens", split="forget")
+    original, other, oracle = (
+        trained(scenario, scenario.plan(role), seed) for role, seed in (("original", 0), ("original", 1), ("oracle", 0))
+    )
+
+    def known(model: nn.Module) -> list[float]:
+        parts = {"original": copy.deepcopy(original), "retain": scenario.attack_parts()["retain"]}
+        common = scenario.method_view()
+        view = AttackView(**{name: common[name] for name in VIEW_FIELDS}, parts=parts)
+        stages = ActivationPatching().stages(copy.deepcopy(model), view, seed=0)
+        return [-float(scenario.evidence(stage.model, frozenset([need])).nll(need).mean()) for stage in stages]
+
+    assert len(set(known(original))) == 1
+    assert max(known(oracle)[1:]) < known(original)[0] - 0.3
+    with pytest.raises(NotMeasurable, match="no coordinates in common"):
+        known(other)
+
+
 def test_facts() -> None:
     attack = ActivationPatching()
-    assert (attack.level, attack.needs, attack.hyperparameters()) == (Threat.T3, {"original"}, {})
+    assert (attack.level, attack.needs, attack.hyperparameters()) == (
+        Threat.T3,
+        {"original", "retain"},
+        {"control_rows": 64, "tolerance": 1.0},
+    )
