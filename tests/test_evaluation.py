@@ -141,6 +141,11 @@ def test_membership_that_fails_is_two_failed_cells(scored: Score) -> None:
     assert perfect.value == 1.0
 
 
+def test_membership_that_has_nothing_to_say_is_two_cells_without(scored: Score) -> None:
+    cells = scored("accuracy", metric("Guess", ", how: silent")).cells[1:]
+    assert [(cell.status, cell.reason) for cell in cells] == [("na", "forget says nothing")] * 2
+
+
 def test_stages_are_scored_on_the_judged_rows_cheaply_in_between(scored: Score, planned: Callable[..., dict[str, Trial]]) -> None:
     metrics = f"accuracy, {metric('Largest')}, {{name: accuracy, label: kept, split: retain}}"
     found = scored(metrics, metric("Scaling"))

@@ -198,7 +198,7 @@ def _infer(
 
     cell = _guarded(area, facts)
     scores.cells.append(cell)
-    scores.cells.append(Cell(**low, status="failed", reason=cell.reason) if cell.status == "failed" else _guarded(at_low_fpr, low))
+    scores.cells.append(_guarded(at_low_fpr, low) if cell.status == "done" else Cell(**low, status=cell.status, reason=cell.reason))
 
 
 # ----------------------------------------------------------------------------------------------------------------------- attacks
