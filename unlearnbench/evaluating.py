@@ -140,18 +140,19 @@ def _spec(group: registry.Group, name: str, plugin: Plugin, label: str | None = 
 
 def _attacks(checkpoint: Checkpoint, scenario: Scenario) -> tuple[PluginSpec, ...]:
     known = {entry.name: registry.load("attacks", entry.name) for entry in registry.entries("attacks")}
-    plain = [(name, registry.make("attacks", name, {})) for name in known]
-    alone = [name for name, attack in plain if isinstance(attack, InferenceAttack) and not attack.banks]
+    made = {name: registry.make("attacks", name, {}) for name in known}
+    many = [name for name, attack in made.items() if isinstance(attack, InferenceAttack) and attack.banks and name != "reference_attack"]
+    alone = [name for name, attack in made.items() if isinstance(attack, InferenceAttack) and not attack.banks]
     names: Sequence[str] = checkpoint.attacks or [*alone, *(["reference_attack"] if checkpoint.reference is not None else [])]
     for name in names:
         if name not in known:
             raise UserError(f"--attacks {name!r} is no attack; there are: {', '.join(known)}")
         if name == "reference_attack" and checkpoint.reference is None:
             raise UserError("--attacks reference_attack compares with another model: give its folder as --reference-model")
-        if name != "reference_attack" and getattr(registry.make("attacks", name, {}), "banks", ()):
-            raise UserError(f"--attacks {name} compares with many models, retrained and unlearned, and there is one checkpoint; run a suite")
-    made = [(name, registry.make("attacks", name, {})) for name in names]
-    return tuple(_spec("attacks", name, attack) for name, attack in made if checkpoint.attacks or attack.supports(scenario) is None)
+        if name in many:
+            raise UserError(f"--attacks {name} compares with many models, retrained and unlearned; a suite trains them, see `run`")
+    chosen = [name for name in names if checkpoint.attacks or made[name].supports(scenario) is None]
+    return tuple(_spec("attacks", name, made[name]) for name in chosen)
 
 
 def _record(trial: Trial, key: str, anchors: dict[str, tuple[str, ...]], workshop: Workshop) -> tuple[Record, list[Any]]:
