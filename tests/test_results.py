@@ -85,3 +85,39 @@ def test_no_language_method_is_there_only_in_name() -> None:
     assert short == {"gradient_ascent", "kl", "mcu_rmu"}
     assert abs(forgot["original"]) < 0.05
     assert abs(forgot["oracle"] - 1) < 0.05
+
+
+def values(folder: str, request: str) -> dict[str, dict[str, float]]:
+    """Column -> row -> mean over seeds, of a committed vision board's standard rows."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for record in read_records(ROOT / "results" / folder):
+        if record.trial.request != request or record.trial.scenario != "digits":
+            continue
+        for cell in record.cells:
+            if cell.attack is None and cell.value is not None:
+                found.setdefault(cell.metric, {}).setdefault(record.trial.label, []).append(cell.value)
+    return {column: {row: float(np.mean(numbers)) for row, numbers in rows.items()} for column, rows in found.items()}
+
+
+def test_head_distillation_looks_forgotten_on_logits_and_not_on_features() -> None:
+    found = values("digits-full", "mislabelled")
+    assert abs(found["accuracy"]["head_distillation"] - found["accuracy"]["oracle"]) < 0.05
+    assert abs(found["average_gap"]["head_distillation"] - found["average_gap"]["oracle"]) < 0.05
+    for column in ("linear_probe", "unbiased_cka"):
+        assert found[column]["head_distillation"] == pytest.approx(found[column]["original"], abs=1e-6)
+        assert abs(found[column]["head_distillation"] - found[column]["oracle"]) > 0.15
+
+
+def test_held_out_oracles_lie_within_the_floor_of_klom() -> None:
+    (floor, *_) = [
+        cell
+        for record in read_records(ROOT / "results" / "digits-klom")
+        for cell in record.cells
+        if cell.metric == "klom_floor" and record.trial.role == "oracle"
+    ]
+    found = values("digits-klom", "coherent")["klom"]
+    assert floor.interval is not None
+    low, high = floor.interval
+    assert low < found["oracle"] < high < 1
+    assert found["original"] > 9
+    assert all(number > high for row, number in found.items() if row != "oracle")
